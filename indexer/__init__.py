@@ -1,0 +1,1 @@
+"""Slides to rows: pixels, tissue, grids, the store, the pipeline."""

@@ -1,0 +1,1 @@
+"""Rows to answers: search, filters, classification, evaluation."""

@@ -1,0 +1,1 @@
+"""The histoseek command, one file per command group."""
