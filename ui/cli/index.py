@@ -1,0 +1,204 @@
+"""Commands that bring slides in: look at them first, index them, try the quarantined ones again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ui.cli import options
+
+if TYPE_CHECKING:
+    from indexer.pipeline import IndexReport
+
+EncoderNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--encoder",
+        help="Checkpoint folder, timm:MODEL[@FILE], random:MODEL[@SEED], colour, or an encoder of the store; "
+        "repeat it to fill several tables from one decode.",
+    ),
+]
+Mpp = Annotated[float | None, typer.Option(help="Micrometres per pixel of the grid; the encoder's by default.")]
+Tile = Annotated[int | None, typer.Option(help="Side of a tile in pixels; the encoder's by default.")]
+Stride = Annotated[int | None, typer.Option(help="Pixels between tiles; the tile's side by default.")]
+
+
+def inspect(
+    slides: options.Slides,
+    manifest: options.Manifest = None,
+    cohort_mpp: options.CohortMpp = None,
+    mpp: Annotated[float, typer.Option(help="Micrometres per pixel of the grid to count tiles at.")] = 0.5,
+    tile: Annotated[int, typer.Option(help="Side of a tile in pixels.")] = 224,
+    json_output: options.Json = False,
+) -> None:
+    """Look at slides before indexing: size, mpp and where it comes from, tissue, what is wrong."""
+    from indexer.grid import make_grid
+    from indexer.inspect import inspect as inspect_slides
+    from indexer.manifest import discover
+    from ui.cli.console import say, say_json, say_table
+
+    reports = inspect_slides(discover(slides or [], manifest), cohort_mpp, make_grid(mpp, tile))
+    if json_output:
+        say_json({"slides": [report.to_dict() for report in reports]})
+    else:
+        say_table(
+            ["slide", "vendor", "width0", "height0", "mpp", "from", "reader", "tissue", "tiles"],
+            [
+                [
+                    r.slide_id,
+                    r.vendor,
+                    r.width0,
+                    r.height0,
+                    r.mpp,
+                    r.mpp_source,
+                    r.reader,
+                    r.tissue_share,
+                    r.tiles,
+                ]
+                for r in reports
+            ],
+        )
+        for report in reports:
+            for text in (*report.warnings, *([report.problem] if report.problem else [])):
+                say(f"{report.slide_id}: {text}")
+    if any(report.problem for report in reports):
+        raise typer.Exit(3)
+
+
+def index(
+    store: options.Store,
+    slides: options.Slides = None,
+    encoder: EncoderNames = None,
+    manifest: options.Manifest = None,
+    mpp: Mpp = None,
+    tile: Tile = None,
+    stride: Stride = None,
+    keep_images: Annotated[bool, typer.Option("--keep-images", help="Keep each tile as JPEG in the store.")] = False,
+    cohort_mpp: options.CohortMpp = None,
+    allow_upsampling: Annotated[
+        bool, typer.Option("--allow-upsampling", help="Also index slides that need more than 2 x upsampling.")
+    ] = False,
+    min_tissue: Annotated[float, typer.Option(help="Least share of tissue in a tile.")] = 0.4,
+    shard: Annotated[str | None, typer.Option(help="i/n: only this part of the slides, for job arrays.")] = None,
+    batch: Annotated[int, typer.Option(help="Tiles per batch.")] = 64,
+    readers: Annotated[int | None, typer.Option(help="Reading threads; the machine's cores by default.")] = None,
+    device: options.Device = None,
+    json_output: options.Json = False,
+) -> None:
+    """Embed every tile of the slides into the store; a repeated command does only what is missing."""
+    _index(
+        store, slides, encoder, manifest, mpp, tile, stride, keep_images, cohort_mpp, allow_upsampling,
+        min_tissue, shard, batch, readers, device, json_output, retry_quarantined=False,
+    )  # fmt: skip
+
+
+def retry(
+    store: options.Store,
+    slides: options.Slides = None,
+    encoder: EncoderNames = None,
+    manifest: options.Manifest = None,
+    mpp: Mpp = None,
+    tile: Tile = None,
+    stride: Stride = None,
+    cohort_mpp: options.CohortMpp = None,
+    allow_upsampling: Annotated[
+        bool, typer.Option("--allow-upsampling", help="Also index slides that need more than 2 x upsampling.")
+    ] = False,
+    min_tissue: Annotated[float, typer.Option(help="Least share of tissue in a tile.")] = 0.4,
+    device: options.Device = None,
+    json_output: options.Json = False,
+) -> None:
+    """Index as `index` does, and try quarantined slides again though nothing about them changed."""
+    _index(
+        store, slides, encoder, manifest, mpp, tile, stride, False, cohort_mpp, allow_upsampling,
+        min_tissue, None, 64, None, device, json_output, retry_quarantined=True,
+    )  # fmt: skip
+
+
+def _index(
+    store: str,
+    slides: list[Path] | None,
+    encoder: list[str] | None,
+    manifest: Path | None,
+    mpp: float | None,
+    tile: int | None,
+    stride: int | None,
+    keep_images: bool,
+    cohort_mpp: float | None,
+    allow_upsampling: bool,
+    min_tissue: float,
+    shard: str | None,
+    batch: int,
+    readers: int | None,
+    device: str | None,
+    json_output: bool,
+    *,
+    retry_quarantined: bool,
+) -> None:
+    import sys
+
+    from indexer.manifest import discover
+    from indexer.pipeline import IndexRequest
+    from indexer.pipeline import index as run_index
+    from ui.cli.console import make_reporter, say_json
+    from ui.sources import resolve_encoder, store_encoders
+
+    entries = discover(slides, manifest) if slides else None
+    part = _parse_shard(shard)
+    encoders = [resolve_encoder(name, store, device) for name in encoder or []] or store_encoders(store, device)
+    request = IndexRequest(
+        entries=entries,
+        encoders=encoders,
+        mpp=mpp,
+        tile_px=tile,
+        stride_px=stride,
+        keep_images=keep_images,
+        cohort_mpp=cohort_mpp,
+        allow_upsampling=allow_upsampling,
+        min_tissue=min_tissue,
+        shard=part,
+        batch=batch,
+        readers=readers,
+        retry=retry_quarantined,
+        command=" ".join(sys.argv[1:]),
+    )
+    report = run_index(store, request, make_reporter())
+    if json_output:
+        say_json(report.to_dict())
+    else:
+        print_index_report(report)
+    if report.exit_code:
+        raise typer.Exit(report.exit_code)
+
+
+def print_index_report(report: IndexReport) -> None:
+    """Say what a run did, where its time went, and what is in quarantine and why."""
+    from encoder.progress import format_seconds
+    from ui.cli.console import say, say_table
+
+    say(
+        f"indexed {report.indexed}, already {report.already}, empty {report.empty}, "
+        f"quarantined {len(report.quarantined)}; {report.tiles} tiles in {format_seconds(report.seconds)}"
+    )
+    if report.tiles:
+        say_table(
+            ["stage", "seconds", "share"],
+            [[name, round(stage.seconds, 1), f"{stage.share:.0%}"] for name, stage in report.stages.items()],
+        )
+        paths = ", ".join(f"{count} by {path}" for path, count in sorted(report.reader_tiles.items()) if count)
+        say(f"tiles read: {paths}; limited by: {report.limited_by}")
+    for slide_id, phase, message in report.quarantined:
+        say(f"quarantined {slide_id} ({phase}): {message}")
+
+
+def _parse_shard(text: str | None) -> tuple[int, int] | None:
+    from encoder.errors import UsageError
+
+    if text is None:
+        return None
+    left, slash, right = text.partition("/")
+    if slash and left.isdigit() and right.isdigit() and int(right) > 0 and 0 <= int(left) < int(right):
+        return int(left), int(right)
+    raise UsageError(f"--shard {text} is not i/n with 0 <= i < n.", "The first of four parts is 0/4.")

@@ -1,0 +1,105 @@
+"""Commands about a store: what is in it, is it whole, ask it in SQL, take things out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ui.cli import options
+
+
+def status(store: options.Store, json_output: options.Json = False) -> None:
+    """Say what the store holds: slides by status, rows by table, runs, and what is in quarantine and why."""
+    from query import open_cohort
+    from ui.cli.console import say, say_json, say_table
+
+    report = open_cohort(store).status()
+    if json_output:
+        say_json(report.to_dict())
+        return
+    say_table(["slides", "count"], list(report.slides.items()))
+    say("")
+    say_table(["table", "rows"], list(report.tables.items()))
+    if report.quarantine:
+        say("")
+        for slide_id, phase, message in report.quarantine:
+            say(f"quarantined {slide_id} ({phase}): {message}")
+    if report.last_run:
+        say("")
+        say(f"last run: {report.last_run}")
+
+
+def verify(
+    store: options.Store,
+    slides: Annotated[
+        bool,
+        typer.Option("--slides/--no-slides", help="Also look at the slide files: present, and unchanged."),
+    ] = True,
+    json_output: options.Json = False,
+) -> None:
+    """Check the store against itself and its slides; exit code 1 where anything is wrong."""
+    from indexer.verify import verify as verify_store
+    from ui.cli.console import say, say_json
+
+    report = verify_store(store, slides=slides)
+    if json_output:
+        say_json(report.to_dict())
+    else:
+        for problem in report.problems:
+            say(f"problem: {problem}")
+        say(f"{report.checked} checks, {len(report.problems)} problems")
+    if report.problems:
+        raise typer.Exit(1)
+
+
+def sql(
+    store: options.Store,
+    query: Annotated[str, typer.Argument(help="One SELECT over slides, tiles, annotations, runs, quarantine.")],
+    json_output: options.Json = False,
+) -> None:
+    """Ask the store's tables in SQL (read only)."""
+    from query import open_cohort
+    from ui.cli.console import say_json, say_table
+
+    table = open_cohort(store).sql(query)
+    if json_output:
+        say_json({"columns": table.column_names, "rows": table.to_pylist()})
+    else:
+        say_table(table.column_names, [list(row.values()) for row in table.to_pylist()])
+
+
+def export(
+    store: options.Store,
+    tiles: Annotated[Path | None, typer.Option(help="Folder for tile pictures and their tiles.csv.")] = None,
+    parquet: Annotated[Path | None, typer.Option(help="File for tiles, metadata and vectors.")] = None,
+    where: options.Where = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many tiles, drawn evenly over the slides.")] = None,
+    label: Annotated[str | None, typer.Option(help="Column or annotation to write as the label.")] = None,
+    encoder: options.Encoder = None,
+    grid: options.Grid = None,
+    json_output: options.Json = False,
+) -> None:
+    """Take tiles or vectors out of the store."""
+    from encoder.errors import UsageError
+    from query import open_cohort
+    from query.export import export_parquet, export_tiles
+    from ui.cli.console import make_reporter, say, say_json
+
+    if (tiles is None) == (parquet is None):
+        raise UsageError("export writes one thing.", "Give --tiles DIR or --parquet FILE.")
+    cohort = open_cohort(store)
+    if tiles is not None:
+        rows = export_tiles(cohort, tiles, where=where, limit=limit, label=label, grid=grid, reporter=make_reporter())
+        target = tiles
+    else:
+        assert parquet is not None
+        if limit is not None or label is not None:
+            raise UsageError("--limit and --label belong to --tiles.", "Narrow a parquet export with --where.")
+        rows = export_parquet(cohort, parquet, where=where, encoder=encoder, grid=grid)
+        target = parquet
+    if json_output:
+        say_json({"rows": rows, "path": str(target)})
+    else:
+        say(f"{rows} rows written to {target}")

@@ -1,0 +1,55 @@
+"""Commands about the machine: is everything there, open the explorer."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ui.cli import options
+
+
+def doctor(json_output: options.Json = False) -> None:
+    """Check this machine: packages, slide readers, devices, memory, disk; exit code 1 where something fails."""
+    from ui.cli.console import say, say_json
+    from ui.doctor import examine
+
+    findings = examine()
+    if json_output:
+        say_json({"findings": [finding.to_dict() for finding in findings]})
+    else:
+        for finding in findings:
+            say(f"{finding.verdict:4}  {finding.subject}: {finding.text}{'  ' + finding.fix if finding.fix else ''}")
+    if any(finding.verdict == "FAIL" for finding in findings):
+        raise typer.Exit(1)
+
+
+def ui(
+    store: options.Store,
+    port: Annotated[int, typer.Option(help="Port of the page.")] = 8501,
+    address: Annotated[str, typer.Option(help="Address to listen on; this machine alone by default.")] = "127.0.0.1",
+) -> None:
+    """Open the explorer: a page where a click on tissue finds similar tissue."""
+    from indexer.store import open_store
+    from ui.cli.console import say
+
+    open_store(store, read_only=True)  # a wrong path is said here, not on a page
+    say(f"explorer: http://{address}:{port}")
+    if address not in ("127.0.0.1", "localhost", "::1"):
+        say("note: anybody who reaches this address can see the slides")
+    script = Path(__file__).resolve().parent.parent / "app.py"
+    os.execv(
+        sys.executable,
+        [
+            sys.executable, "-m", "streamlit", "run", str(script),
+            "--server.address", address,
+            "--server.port", str(port),
+            "--server.headless", "true",
+            "--browser.gatherUsageStats", "false",
+            "--server.fileWatcherType", "none",
+            "--", store,
+        ],
+    )  # fmt: skip

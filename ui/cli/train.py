@@ -1,0 +1,93 @@
+"""Commands about encoders: pretrain one, list those there are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ui.cli import options
+
+
+def pretrain(
+    config: Annotated[str, typer.Argument(help="Config file, or the name of a shipped one: contrastive-small.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished run there goes on.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value settings over the config's.", show_default=False)
+    ] = None,
+    tiles: Annotated[list[Path] | None, typer.Option(help="Folder of tile pictures; may be repeated.")] = None,
+    slides: Annotated[list[Path] | None, typer.Option(help="Folder or file of slides; may be repeated.")] = None,
+    store: Annotated[str | None, typer.Option(help="Store whose kept tile images to train on.")] = None,
+    manifest: options.Manifest = None,
+    cohort_mpp: options.CohortMpp = None,
+    max_tiles: Annotated[int, typer.Option(help="At most so many tiles are drawn from slides.")] = 200_000,
+    device: options.Device = None,
+    json_output: options.Json = False,
+) -> None:
+    """Train an encoder on a cohort, without labels."""
+    from encoder.config import load_config
+    from encoder.errors import UsageError
+    from encoder.train import train
+    from ui.cli.console import make_reporter, say, say_json
+    from ui.shipped import config_path
+    from ui.sources import training_source
+
+    if sum(bool(given) for given in (tiles, slides, store)) != 1:
+        raise UsageError("pretrain takes its tiles from one kind of place.", "Give --tiles, --slides or --store.")
+    reporter = make_reporter()
+    settings = load_config(config_path(config), overrides or [])
+    source = training_source(
+        settings,
+        tiles=tiles or [],
+        slides=slides or [],
+        store=store,
+        manifest=manifest,
+        cohort_mpp=cohort_mpp,
+        max_tiles=max_tiles,
+        reporter=reporter,
+    )
+    result = train(settings, source, out, reporter, device=device)
+    if json_output:
+        say_json(result.to_dict())
+        return
+    say(f"encoder: {result.checkpoint}")
+    say(f"steps: {result.steps}, tiles seen: {result.tiles_seen}, seconds: {result.seconds:.0f}")
+
+
+def encoders(
+    store: Annotated[str | None, typer.Option("--store", help="List the encoders of this store.")] = None,
+    json_output: options.Json = False,
+) -> None:
+    """List the encoders that can be named, or those that a store holds."""
+    from ui.cli.console import say, say_json, say_table
+
+    if store is not None:
+        from query import open_cohort
+
+        rows = [
+            {
+                "encoder": row.encoder_id,
+                "name": row.name,
+                "grid": row.grid_id,
+                "dim": row.dim,
+                "rows": row.rows,
+            }
+            for row in open_cohort(store).encoders
+        ]
+        if json_output:
+            say_json({"encoders": rows})
+        else:
+            say_table(["encoder", "name", "grid", "dim", "rows"], [list(row.values()) for row in rows])
+        return
+    from encoder.registry import encoder_forms
+    from ui.shipped import shipped_configs
+
+    forms = [{"form": form, "meaning": meaning} for form, meaning in encoder_forms()]
+    configs = shipped_configs()
+    if json_output:
+        say_json({"forms": forms, "configs": configs})
+        return
+    say_table(["encoder", "what it is"], [list(row.values()) for row in forms])
+    say("")
+    say("configs for `histoseek pretrain`: " + ", ".join(configs))

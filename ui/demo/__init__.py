@@ -1,0 +1,1 @@
+"""The demo: slides in, a page of similar tissue out."""

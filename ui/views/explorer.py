@@ -1,0 +1,213 @@
+"""The explorer's page: choose a slide, click on tissue, see where else it occurs; or search with a picture."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from typing import Any
+
+import streamlit as st
+
+from encoder.errors import HistoSeekError
+from query import open_cohort
+from query.cohort import Cohort
+from query.queries import PointQuery, Query, TileQuery, image_query
+from query.results import Results
+from ui.views.components import data_uri, gallery, overview
+
+MAX_UPLOAD_BYTES = 50 * 2**20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the side bar asks for."""
+
+    encoder: str | None
+    k: int
+    per_slide: int | None
+    other_slides: bool
+    where: str | None
+
+
+def main() -> None:
+    """Draw the page for the store named on the command line."""
+    st.set_page_config(page_title="HistoSeek", page_icon="🔬", layout="wide")
+    if len(sys.argv) < 2:
+        st.error("No store was named. Start the explorer with: histoseek ui --store S")
+        st.stop()
+    try:
+        _page(_cohort(sys.argv[1]))
+    except HistoSeekError as error:
+        st.error(str(error))
+
+
+@st.cache_resource(show_spinner="Opening the store")
+def _cohort(uri: str) -> Cohort:
+    return open_cohort(uri)
+
+
+def _page(cohort: Cohort) -> None:
+    slides = [row for row in cohort.slides.to_pylist() if row["status"] == "indexed"]
+    if not slides:
+        st.info("No slide of this store is indexed yet. Index some with: histoseek index SLIDES --store S --encoder E")
+        return
+    settings = _sidebar(cohort, len(slides))
+    from_slide, from_picture = st.tabs(["From a slide", "From a picture"])
+    with from_slide:
+        _from_slide(cohort, slides, settings)
+    with from_picture:
+        _from_picture(cohort, settings)
+
+
+def _sidebar(cohort: Cohort, slides: int) -> Settings:
+    with st.sidebar:
+        st.title("HistoSeek")
+        st.caption("Click on tissue, see where else it occurs.")
+        names = {row.encoder_id: row.name for row in cohort.encoders}
+        encoder = None
+        if len(names) > 1:
+            encoder = st.selectbox("Encoder", list(names), format_func=lambda one: names[one], key="encoder")
+        k = st.slider("Hits", 4, 60, 20, step=4, key="k")
+        other = st.toggle("Other slides only", value=slides > 1, disabled=slides == 1, key="other_slides")
+        limited = st.toggle("At most three of one slide", value=False, key="limited")
+        where = st.text_input(
+            "Filter",
+            placeholder="organ = 'colon' AND tissue > 0.8",
+            help=f"A condition over: {', '.join(cohort.filter_columns())}",
+            key="where",
+        )
+    return Settings(encoder, k, 3 if limited else None, other, where.strip() or None)
+
+
+def _from_slide(cohort: Cohort, slides: list[dict[str, Any]], settings: Settings) -> None:
+    by_id = {row["slide_id"]: row for row in slides}
+    wanted = st.query_params.get("slide")
+    if "slide" not in st.session_state:
+        st.session_state.slide = wanted if wanted in by_id else next(iter(by_id))
+    left, right = st.columns([5, 6], gap="large")
+    with left:
+        chosen = st.selectbox("Slide", list(by_id), key="slide")
+    row = by_id[chosen]
+    st.query_params["slide"] = chosen
+    query = _query_of_url(chosen)
+    results = _search(cohort, query, settings) if query is not None else None
+    with left:
+        clicked = overview(
+            f"overview-{chosen}",
+            chosen,
+            cohort.thumbnail(chosen),
+            row["width0"],
+            row["height0"],
+            _boxes(results, chosen),
+        )
+        st.caption(_about(row))
+    with right:
+        if results is None:
+            st.info("Click on tissue in the overview to see where else it occurs.")
+            picked = None
+        else:
+            picked = _show(results, "slide")
+    if clicked is not None and clicked["slide_id"] == chosen:
+        st.query_params.from_dict({"slide": chosen, "at": f"{clicked['x0']},{clicked['y0']}"})
+        st.rerun()
+    if picked is not None:
+        _go_to(picked)
+
+
+def _from_picture(cohort: Cohort, settings: Settings) -> None:
+    left, right = st.columns([5, 6], gap="large")
+    with left:
+        upload = st.file_uploader("Picture of tissue", type=["png", "jpg", "jpeg", "tif", "tiff"], key="upload")
+        mpp = st.number_input("Micrometres per pixel (0: as in the store)", 0.0, 20.0, 0.0, step=0.05, key="upload_mpp")
+        if upload is None:
+            return
+        if upload.size > MAX_UPLOAD_BYTES:
+            st.error(f"The picture has {upload.size / 2**20:.0f} MB; at most {MAX_UPLOAD_BYTES // 2**20} are taken.")
+            return
+        try:
+            query = image_query(upload.getvalue(), mpp or None)
+        except HistoSeekError as error:
+            st.error(str(error))
+            return
+        st.image(query.pixels, width="content")
+    with right:
+        # An uploaded picture belongs to no slide that could be left out.
+        results = _search(cohort, query, replace(settings, other_slides=False))
+        picked = _show(results, "picture") if results is not None else None
+    if picked is not None:
+        _go_to(picked)
+
+
+def _search(cohort: Cohort, query: Query, settings: Settings) -> Results | None:
+    try:
+        return cohort.search(
+            query,
+            k=settings.k,
+            where=settings.where,
+            exclude=("slide",) if settings.other_slides else (),
+            per_slide=settings.per_slide,
+            encoder=settings.encoder,
+        )
+    except HistoSeekError as error:
+        st.error(str(error))
+        return None
+
+
+def _show(results: Results, place: str) -> str | None:
+    rows = results.to_json_rows()
+    if not rows:
+        st.info("No tile matches the filter.")
+        return None
+    st.caption(f"{len(rows)} most similar tiles of {results.plan.rows_matching:,}. A click on one searches from it.")
+    for note in results.plan.notes:
+        st.caption(note)
+    hits = [
+        {
+            "rank": row["rank"],
+            "slide_id": row["slide_id"],
+            "tile_key": row["tile_key"],
+            "caption": f"distance {row['distance']:.3f}",
+            "image": data_uri(thumb),
+        }
+        for row, thumb in zip(rows, results.thumbs(), strict=True)
+    ]
+    return gallery(f"gallery-{place}", hits)
+
+
+def _query_of_url(slide_id: str) -> Query | None:
+    key = st.query_params.get("tile")
+    if key is not None and key.rpartition("@")[0] == slide_id:
+        return TileQuery(key)
+    x0, comma, y0 = st.query_params.get("at", "").partition(",")
+    if comma and x0.isdigit() and y0.isdigit():
+        return PointQuery(slide_id, int(x0), int(y0))
+    return None
+
+
+def _go_to(tile_key: str) -> None:
+    """Make a hit the query: its slide is shown, its place framed."""
+    st.session_state.pop("slide", None)
+    st.query_params.from_dict({"slide": tile_key.rpartition("@")[0], "tile": tile_key})
+    st.rerun()
+
+
+def _boxes(results: Results | None, slide_id: str) -> list[dict[str, Any]]:
+    if results is None:
+        return []
+    boxes = [
+        {"x0": row["x0"], "y0": row["y0"], "extent_px0": row["extent_px0"], "kind": "hit"}
+        for row in results.to_json_rows()
+        if row["slide_id"] == slide_id
+    ]
+    if results.query_box is not None and results.query_box.slide_id == slide_id:
+        box = results.query_box
+        boxes.append({"x0": box.x0, "y0": box.y0, "extent_px0": box.extent_px0, "kind": "query"})
+    return boxes
+
+
+def _about(row: dict[str, Any]) -> str:
+    parts = [f"{row['width0']:,} x {row['height0']:,} pixels", f"{row['mpp']:.3f} um/px ({row['mpp_source']})"]
+    own = {"slide_id", "slide_no", "path", "fingerprint", "vendor", "width0", "height0", "mpp", "mpp_source"}
+    own |= {"objective", "status", "registered_at", "reasons", "thumbnail"}
+    parts += [f"{name}: {value}" for name, value in row.items() if name not in own and value not in (None, "")]
+    return " · ".join(parts)
