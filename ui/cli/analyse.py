@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,29 +25,34 @@ def classify(
     from ui.cli.console import say, say_json, say_table
 
     result = open_cohort(store).classify(label, k=k, leave_out=leave_out, where=where, encoder=encoder, grid=grid)
+    document = result.to_json()
     if json_output:
-        say_json(result.to_dict())
+        say_json(document)
         return
-    low, high = result.interval
-    say(
-        f"balanced accuracy {result.balanced_accuracy:.3f} [{low:.3f}, {high:.3f}], chance {result.chance:.3f}, "
-        f"{result.tiles} tiles, leave-one-{leave_out}-out, k {k}"
-    )
     say_table(
-        ["class", "tiles", "groups", "recall"],
-        [[row.label, row.tiles, row.groups, row.recall] for row in result.classes],
+        ["", "balanced accuracy", "chance"],
+        [
+            [f"{document['tiles']} tiles", str(result.balanced_accuracy), document["chance"]],
+            *([["slides", str(result.slide_score), document["chance"]]] if result.slide_score is not None else []),
+        ],
     )
-    for note in result.notes:
-        say(f"note: {note}")
+    say(document["rule"])
+    say_table(["class", "recall"], document["recalls"].items())
+    _say_remarks(document)
 
 
 def evaluate(
-    encoder: Annotated[list[str], typer.Option("--encoder", help="Encoder to judge; repeat it to compare several.")],
+    encoder: Annotated[
+        list[str] | None,
+        typer.Option("--encoder", help="Encoder to judge; repeat it to compare several. All of the store by default."),
+    ] = None,
     store: Annotated[str | None, typer.Option("--store", help="Judge on the labelled rows of a store.")] = None,
     tiles: Annotated[Path | None, typer.Option(help="Judge on a folder of labelled tiles.")] = None,
     label: Annotated[str | None, typer.Option(help="Label column; 'label' in a folder of tiles.")] = None,
     k: Annotated[int, typer.Option("-k", help="Neighbours that vote.")] = 20,
-    leave_out: Annotated[str, typer.Option(help="slide, patient or site, for a store.")] = "slide",
+    leave_out: Annotated[
+        str | None, typer.Option(help="slide, patient or site, for a store; the patient where all are known.")
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="Write a report page (HTML).")] = None,
     device: options.Device = None,
     json_output: options.Json = False,
@@ -62,23 +67,45 @@ def evaluate(
     if (store is None) == (tiles is None):
         raise UsageError("evaluate looks at one place.", "Give --store S or --tiles DIR.")
     if tiles is not None:
-        encoders = [resolve_encoder(name, None, device) for name in encoder]
-        result = evaluate_tiles(tiles, encoders, label or "label", k=k, reporter=make_reporter())
+        if leave_out is not None:
+            raise UsageError("--leave-out belongs to --store.", "A tile folder's table says what belongs together.")
+        encoders = [resolve_encoder(name, None, device) for name in encoder or []]
+        result = evaluate_tiles(tiles, encoders, label, k=k, reporter=make_reporter())
     else:
         assert store is not None
         if label is None:
             raise UsageError("--label is missing.", "Name a slide column or an annotation of the store.")
-        result = evaluate_store(store, encoder, label, k=k, leave_out=leave_out)
+        result = evaluate_store(store, label, encoder or None, leave_out=leave_out, k=k)
     if report is not None:
         write_report(result, report)
+    document = result.to_json()
     if json_output:
-        say_json(result.to_dict())
+        say_json(document)
         return
     say_table(
-        ["encoder", "balanced accuracy", "low", "high", "chance", "tiles"],
-        [[s.encoder, s.balanced_accuracy, *s.interval, s.chance, s.tiles] for s in result.scores],
-    )
-    for note in result.notes:
-        say(f"note: {note}")
+        ["encoder", "balanced accuracy", "chance", "dim", "tiles", "tiles/s"],
+        [
+            [item.encoder, str(item.outcome.score), item.task.chance, item.dim, item.task.queries.size,
+             None if item.tiles_per_second is None else round(item.tiles_per_second)]
+            for item in result.encoders
+        ],
+    )  # fmt: skip
+    say(document["encoders"][0]["rule"])
+    for number, item in enumerate(document["encoders"]):
+        for note in item["encoder_notes"]:
+            say(f"note: {item['encoder']}: {note}")
+        if number == 0:
+            _say_remarks(item)
     if report is not None:
         say(f"report: {report}")
+
+
+def _say_remarks(document: dict[str, Any]) -> None:
+    from ui.cli.console import say
+
+    for name, reason in document["left_out"].items():
+        say(f"left out: {name}: {reason}")
+    for text in document["notes"]:
+        say(f"note: {text}")
+    for text in document["warnings"]:
+        say(f"warning: {text}")

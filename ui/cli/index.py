@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +12,7 @@ import typer
 from ui.cli import options
 
 if TYPE_CHECKING:
-    from indexer.pipeline import IndexReport
+    from indexer.index_request import IndexReport
 
 EncoderNames = Annotated[
     list[str] | None,
@@ -80,9 +82,9 @@ def index(
     allow_upsampling: Annotated[
         bool, typer.Option("--allow-upsampling", help="Also index slides that need more than 2 x upsampling.")
     ] = False,
-    min_tissue: Annotated[float, typer.Option(help="Least share of tissue in a tile.")] = 0.4,
-    shard: Annotated[str | None, typer.Option(help="i/n: only this part of the slides, for job arrays.")] = None,
-    batch: Annotated[int, typer.Option(help="Tiles per batch.")] = 64,
+    min_tissue: Annotated[float, typer.Option(help="Least share of tissue in a tile.")] = 0.5,
+    shard: Annotated[str | None, typer.Option(help="i/n: only the i-th of n parts of the slides.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Tiles per batch; a number that suits the device.")] = None,
     readers: Annotated[int | None, typer.Option(help="Reading threads; the machine's cores by default.")] = None,
     device: options.Device = None,
     json_output: options.Json = False,
@@ -106,14 +108,14 @@ def retry(
     allow_upsampling: Annotated[
         bool, typer.Option("--allow-upsampling", help="Also index slides that need more than 2 x upsampling.")
     ] = False,
-    min_tissue: Annotated[float, typer.Option(help="Least share of tissue in a tile.")] = 0.4,
+    min_tissue: Annotated[float, typer.Option(help="Least share of tissue in a tile.")] = 0.5,
     device: options.Device = None,
     json_output: options.Json = False,
 ) -> None:
     """Index as `index` does, and try quarantined slides again though nothing about them changed."""
     _index(
         store, slides, encoder, manifest, mpp, tile, stride, False, cohort_mpp, allow_upsampling,
-        min_tissue, None, 64, None, device, json_output, retry_quarantined=True,
+        min_tissue, None, None, None, device, json_output, retry_quarantined=True,
     )  # fmt: skip
 
 
@@ -130,17 +132,15 @@ def _index(
     allow_upsampling: bool,
     min_tissue: float,
     shard: str | None,
-    batch: int,
+    batch: int | None,
     readers: int | None,
     device: str | None,
     json_output: bool,
     *,
     retry_quarantined: bool,
 ) -> None:
-    import sys
-
+    from indexer.index_request import IndexRequest
     from indexer.manifest import discover
-    from indexer.pipeline import IndexRequest
     from indexer.pipeline import index as run_index
     from ui.cli.console import make_reporter, say_json
     from ui.sources import resolve_encoder, store_encoders
@@ -166,7 +166,7 @@ def _index(
     )
     report = run_index(store, request, make_reporter())
     if json_output:
-        say_json(report.to_dict())
+        say_json({**asdict(report), "exit_code": report.exit_code})
     else:
         print_index_report(report)
     if report.exit_code:
@@ -189,8 +189,8 @@ def print_index_report(report: IndexReport) -> None:
         )
         paths = ", ".join(f"{count} by {path}" for path, count in sorted(report.reader_tiles.items()) if count)
         say(f"tiles read: {paths}; limited by: {report.limited_by}")
-    for slide_id, phase, message in report.quarantined:
-        say(f"quarantined {slide_id} ({phase}): {message}")
+    for failure in report.quarantined:
+        say(f"quarantined {failure.slide_id} ({failure.phase}): {failure.message}")
 
 
 def _parse_shard(text: str | None) -> tuple[int, int] | None:
@@ -199,6 +199,6 @@ def _parse_shard(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     left, slash, right = text.partition("/")
-    if slash and left.isdigit() and right.isdigit() and int(right) > 0 and 0 <= int(left) < int(right):
+    if slash and left.isdigit() and right.isdigit() and 1 <= int(left) <= int(right):
         return int(left), int(right)
-    raise UsageError(f"--shard {text} is not i/n with 0 <= i < n.", "The first of four parts is 0/4.")
+    raise UsageError(f"--shard {text} is not i/n with 1 <= i <= n.", "The first of four parts is 1/4.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,7 +50,7 @@ def search(
     if montage is not None:
         results.montage(montage)
     if json_output:
-        document: dict[str, Any] = {"hits": results.to_json_rows(), "plan": results.plan.to_dict()}
+        document: dict[str, Any] = {"hits": results.to_json_rows(), "plan": asdict(results.plan)}
         if montage is not None:
             document["montage"] = str(montage)
         say_json(document)
@@ -64,7 +65,7 @@ def search(
 
 def _query(slide: str | None, at: str | None, image: Path | None, image_mpp: float | None, tile: str | None) -> Query:
     from encoder.errors import UsageError
-    from query.queries import PointQuery, TileQuery, image_query
+    from query.queries import PointQuery, TileQuery, read_picture
 
     given = [slide is not None or at is not None, image is not None, tile is not None]
     if sum(given) != 1:
@@ -74,7 +75,7 @@ def _query(slide: str | None, at: str | None, image: Path | None, image_mpp: flo
     if tile is not None:
         return TileQuery(tile)
     if image is not None:
-        return image_query(image, image_mpp)
+        return read_picture(image, image_mpp)
     if slide is None or at is None:
         raise UsageError("a point needs its slide and its place.", "Give both --slide ID and --at X,Y.")
     x0, _, y0 = at.partition(",")

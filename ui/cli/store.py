@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -17,18 +18,21 @@ def status(store: options.Store, json_output: options.Json = False) -> None:
 
     report = open_cohort(store).status()
     if json_output:
-        say_json(report.to_dict())
+        say_json(report)
         return
-    say_table(["slides", "count"], list(report.slides.items()))
+    say_table(["slides", "count"], report["slides"].items())
     say("")
-    say_table(["table", "rows"], list(report.tables.items()))
-    if report.quarantine:
+    say_table(["table", "rows"], report["rows"].items())
+    failed = [row for row in report["quarantine"] if row["tile_key"] is None]
+    if failed:
         say("")
-        for slide_id, phase, message in report.quarantine:
-            say(f"quarantined {slide_id} ({phase}): {message}")
-    if report.last_run:
+    for row in failed:
+        say(f"quarantined {row['slide_id']} ({row['phase']}): {row['message']}")
+    if len(failed) < len(report["quarantine"]):
+        say(f"{len(report['quarantine']) - len(failed)} single tiles could not be used; --json lists them")
+    if report["last_run"]:
         say("")
-        say(f"last run: {report.last_run}")
+        say("last run: {command}, {status}, started {started_at}".format(**report["last_run"]))
 
 
 def verify(
@@ -75,8 +79,7 @@ def export(
     tiles: Annotated[Path | None, typer.Option(help="Folder for tile pictures and their tiles.csv.")] = None,
     parquet: Annotated[Path | None, typer.Option(help="File for tiles, metadata and vectors.")] = None,
     where: options.Where = None,
-    limit: Annotated[int | None, typer.Option(help="At most so many tiles, drawn evenly over the slides.")] = None,
-    label: Annotated[str | None, typer.Option(help="Column or annotation to write as the label.")] = None,
+    label: Annotated[str | None, typer.Option(help="Slide column to write as the tiles' label.")] = None,
     encoder: options.Encoder = None,
     grid: options.Grid = None,
     json_output: options.Json = False,
@@ -90,16 +93,17 @@ def export(
     if (tiles is None) == (parquet is None):
         raise UsageError("export writes one thing.", "Give --tiles DIR or --parquet FILE.")
     cohort = open_cohort(store)
+    reporter = make_reporter()
     if tiles is not None:
-        rows = export_tiles(cohort, tiles, where=where, limit=limit, label=label, grid=grid, reporter=make_reporter())
-        target = tiles
+        report = export_tiles(cohort, tiles, where=where, label=label, grid=grid, reporter=reporter)
     else:
         assert parquet is not None
-        if limit is not None or label is not None:
-            raise UsageError("--limit and --label belong to --tiles.", "Narrow a parquet export with --where.")
-        rows = export_parquet(cohort, parquet, where=where, encoder=encoder, grid=grid)
-        target = parquet
+        if label is not None:
+            raise UsageError("--label belongs to --tiles.", "A Parquet file has all columns.")
+        report = export_parquet(cohort, parquet, where=where, encoder=encoder, grid=grid, reporter=reporter)
     if json_output:
-        say_json({"rows": rows, "path": str(target)})
-    else:
-        say(f"{rows} rows written to {target}")
+        say_json(asdict(report))
+        return
+    for name, reason in report.failures:
+        say(f"left out: {name}: {reason}")
+    say(f"{report.tiles} tiles of {report.slides} slides written to {report.path}")

@@ -50,6 +50,7 @@ def ui(
             "--server.headless", "true",
             "--browser.gatherUsageStats", "false",
             "--server.fileWatcherType", "none",
+            "--client.toolbarMode", "minimal",
             "--", store,
         ],
     )  # fmt: skip

@@ -65,20 +65,11 @@ def encoders(
     if store is not None:
         from query import open_cohort
 
-        rows = [
-            {
-                "encoder": row.encoder_id,
-                "name": row.name,
-                "grid": row.grid_id,
-                "dim": row.dim,
-                "rows": row.rows,
-            }
-            for row in open_cohort(store).encoders
-        ]
+        rows = open_cohort(store).status()["vectors"]
         if json_output:
             say_json({"encoders": rows})
         else:
-            say_table(["encoder", "name", "grid", "dim", "rows"], [list(row.values()) for row in rows])
+            say_table(["encoder id", "name", "grid", "rows"], [list(row.values()) for row in rows])
         return
     from encoder.registry import encoder_forms
     from ui.shipped import shipped_configs

@@ -79,7 +79,7 @@ def write_page(run: DemoRun, target: Path) -> Path:
 def _slides(run: DemoRun) -> str:
     figures = []
     for row in run.cohort.slides.select(["slide_id", "status", "mpp", "mpp_source"]).to_pylist():
-        jpeg = run.cohort.thumbnail(row["slide_id"])
+        jpeg = run.cohort.store.thumbnail(row["slide_id"])
         image = f"<img alt='' src='{_picture(_smaller(jpeg))}'>" if jpeg else ""
         mpp = f"{row['mpp']:.3f} um/px ({row['mpp_source']})" if row["mpp"] else "mpp unknown"
         figures.append(
@@ -87,8 +87,8 @@ def _slides(run: DemoRun) -> str:
             f"<span class='quiet'>{escape(row['status'])}, {escape(mpp)}</span></figcaption></figure>"
         )
     problems = "".join(
-        f"<p class='warn'>{escape(slide_id)}: {escape(message)}</p>"
-        for slide_id, _, message in run.indexing.quarantined
+        f"<p class='warn'>{escape(failure.slide_id)}: {escape(failure.message)}</p>"
+        for failure in run.indexing.quarantined
     )
     return f"<h2>Slides</h2><div class='slides'>{''.join(figures)}</div>{problems}"
 

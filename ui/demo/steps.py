@@ -17,8 +17,8 @@ from ui.shipped import config_path
 if TYPE_CHECKING:
     from encoder.embed import TileEncoder
     from encoder.train import TrainResult
+    from indexer.index_request import IndexReport
     from indexer.manifest import SlideEntry
-    from indexer.pipeline import IndexReport
     from query.cohort import Cohort
     from query.results import Results
 
@@ -80,8 +80,9 @@ def run_demo(given: Path | None, out: Path, train_seconds: float, reporter: Repo
     Raises:
         HistoSeekError: no slide of the folder could be used.
     """
+    from indexer.index_request import IndexRequest
     from indexer.manifest import discover
-    from indexer.pipeline import IndexRequest, index
+    from indexer.pipeline import index
     from query import open_cohort
     from ui.demo.page import write_page
 
@@ -135,13 +136,14 @@ def _pretrain(
 
 def _searches(cohort: Cohort, encoder_id: str) -> list[Results]:
     """Search from one tile of each of the largest slides, in other slides where there are any."""
+    from indexer.grid import tile_key
     from query.queries import TileQuery
 
-    vectors = cohort.vectors(encoder=encoder_id)
+    vectors = cohort.vectors(encoder=encoder_id, columns=("slide_id", "x0", "y0", "tissue"))
     if len(vectors.matrix) == 0:
         return []
     slide_of = np.asarray(vectors.table.column("slide_id").to_pylist())
-    keys = vectors.table.column("tile_key").to_pylist()
+    places = vectors.table.select(["x0", "y0"]).to_pylist()
     tissue = vectors.table.column("tissue").to_numpy()
     names, counts = np.unique(slide_of, return_counts=True)
     largest = names[np.argsort(-counts, kind="stable")][:MAX_QUERIES]
@@ -152,7 +154,7 @@ def _searches(cohort: Cohort, encoder_id: str) -> list[Results]:
         row = rows[typical_row(vectors.matrix[rows], tissue[rows])]
         found.append(
             cohort.search(
-                TileQuery(keys[row]),
+                TileQuery(tile_key(name, **places[row])),
                 k=HITS,
                 exclude=("slide",) if several else (),
                 per_slide=PER_SLIDE if several else None,

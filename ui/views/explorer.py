@@ -11,11 +11,12 @@ import streamlit as st
 from encoder.errors import HistoSeekError
 from query import open_cohort
 from query.cohort import Cohort
-from query.queries import PointQuery, Query, TileQuery, image_query
+from query.queries import PointQuery, Query, TileQuery, read_picture
 from query.results import Results
 from ui.views.components import data_uri, gallery, overview
 
 MAX_UPLOAD_BYTES = 50 * 2**20
+FILTER_COLUMNS = ("slide_id", "patient_id", "site_id", "tissue", "x0", "y0")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def _sidebar(cohort: Cohort, slides: int) -> Settings:
     with st.sidebar:
         st.title("HistoSeek")
         st.caption("Click on tissue, see where else it occurs.")
-        names = {row.encoder_id: row.name for row in cohort.encoders}
+        names = {table.encoder_id: table.encoder_name for table in cohort.vector_tables}
         encoder = None
         if len(names) > 1:
             encoder = st.selectbox("Encoder", list(names), format_func=lambda one: names[one], key="encoder")
@@ -73,7 +74,7 @@ def _sidebar(cohort: Cohort, slides: int) -> Settings:
         where = st.text_input(
             "Filter",
             placeholder="organ = 'colon' AND tissue > 0.8",
-            help=f"A condition over: {', '.join(cohort.filter_columns())}",
+            help=f"A condition over {', '.join(FILTER_COLUMNS)} and the columns of your manifest.",
             key="where",
         )
     return Settings(encoder, k, 3 if limited else None, other, where.strip() or None)
@@ -95,7 +96,7 @@ def _from_slide(cohort: Cohort, slides: list[dict[str, Any]], settings: Settings
         clicked = overview(
             f"overview-{chosen}",
             chosen,
-            cohort.thumbnail(chosen),
+            cohort.store.thumbnail(chosen),
             row["width0"],
             row["height0"],
             _boxes(results, chosen),
@@ -125,7 +126,7 @@ def _from_picture(cohort: Cohort, settings: Settings) -> None:
             st.error(f"The picture has {upload.size / 2**20:.0f} MB; at most {MAX_UPLOAD_BYTES // 2**20} are taken.")
             return
         try:
-            query = image_query(upload.getvalue(), mpp or None)
+            query = read_picture(upload.getvalue(), mpp or None)
         except HistoSeekError as error:
             st.error(str(error))
             return
@@ -167,9 +168,9 @@ def _show(results: Results, place: str) -> str | None:
             "slide_id": row["slide_id"],
             "tile_key": row["tile_key"],
             "caption": f"distance {row['distance']:.3f}",
-            "image": data_uri(thumb),
+            "image": data_uri(thumb) if thumb else "",
         }
-        for row, thumb in zip(rows, results.thumbs(), strict=True)
+        for row, thumb in zip(rows, results.thumbnails(), strict=True)
     ]
     return gallery(f"gallery-{place}", hits)
 
@@ -199,8 +200,8 @@ def _boxes(results: Results | None, slide_id: str) -> list[dict[str, Any]]:
         for row in results.to_json_rows()
         if row["slide_id"] == slide_id
     ]
-    if results.query_box is not None and results.query_box.slide_id == slide_id:
-        box = results.query_box
+    if results.query_place is not None and results.query_place.slide_id == slide_id:
+        box = results.query_place
         boxes.append({"x0": box.x0, "y0": box.y0, "extent_px0": box.extent_px0, "kind": "query"})
     return boxes
 
