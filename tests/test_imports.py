@@ -16,7 +16,7 @@ OWNERS = {
     "lancedb": {"indexer/store.py", "indexer/tables.py", "indexer/commits.py"},
     "lance": {"indexer/store.py", "indexer/tables.py", "indexer/commits.py"},
     "faiss": set(),
-    "duckdb": {"query/filters.py", "query/sql.py"},
+    "duckdb": {"query/filters.py", "query/guard.py", "query/sql.py"},
     "streamlit": {"ui/views/explorer.py", "ui/views/components.py"},
 }
 SOURCES = sorted(path for folder in ORDER for path in (ROOT / folder).rglob("*.py"))
