@@ -1,0 +1,174 @@
+"""What may be asked: a tile, a point of a slide, a picture, a vector."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from encoder.errors import HistoSeekError, QueryError
+from indexer.grid import parse_tile_key
+
+MAX_PIXELS = 100_000_000
+_PLAIN_MODES = frozenset({"RGB", "RGBA", "L", "LA", "P", "PA", "CMYK", "YCbCr", "1"})
+
+
+@dataclass(frozen=True)
+class TileQuery:
+    """An indexed tile by its key, `slide_id@x0,y0`."""
+
+    key: str
+
+
+@dataclass(frozen=True)
+class PointQuery:
+    """A point of a slide in level-0 pixels: the tile around it."""
+
+    slide_id: str
+    x0: int
+    y0: int
+
+
+@dataclass(frozen=True)
+class ImageQuery:
+    """A picture.
+
+    Attributes:
+        pixels: RGB, uint8 [H, W, 3].
+        mpp: micrometres per pixel; None takes it to be the grid's.
+    """
+
+    pixels: NDArray[np.uint8]
+    mpp: float | None = None
+
+    def __post_init__(self) -> None:
+        shape = self.pixels.shape
+        if self.pixels.dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or not self.pixels.size:
+            raise QueryError(
+                f"A picture must be uint8 [height, width, 3], got {self.pixels.dtype} {list(shape)}.",
+                "Convert it to RGB of 8 bits.",
+            )
+        if shape[0] * shape[1] > MAX_PIXELS:
+            raise QueryError(
+                f"The picture has {shape[0] * shape[1] / 1e6:,.0f} million pixels, "
+                f"at most {MAX_PIXELS // 10**6} are read.",
+                "Crop it, or index it as a slide.",
+            )
+        if self.mpp is not None and not 0.05 <= self.mpp <= 50:
+            raise QueryError(f"Picture mpp {self.mpp:g} is not between 0.05 and 50.", "Give um per pixel.")
+
+
+@dataclass(frozen=True)
+class VectorQuery:
+    """A vector of the encoder, of any length but zero [dim]."""
+
+    vector: NDArray[np.floating]
+
+
+Query: TypeAlias = TileQuery | PointQuery | ImageQuery | VectorQuery
+
+
+def as_query(query: Any, mpp: float | None = None) -> Query:
+    """Make a query of what a user has at hand.
+
+    Args:
+        query: a query; a tile key; a path, the bytes or a PIL picture; a uint8 array [H, W, 3]; or a
+            sequence of numbers [dim].
+        mpp: micrometres per pixel, for pictures.
+
+    Raises:
+        QueryError: it is none of these, or the picture cannot be read.
+    """
+    if isinstance(query, TileQuery | PointQuery | ImageQuery | VectorQuery):
+        return query
+    if isinstance(query, str):
+        if (key := _tile_key(query)) is not None:
+            return key
+        if Path(query).exists():
+            return read_picture(Path(query), mpp)
+        raise QueryError(f"{query!r} is neither a tile key nor a picture file.", "Keys look like slide_id@1024,2048.")
+    if isinstance(query, Path | bytes | Image.Image):
+        return read_picture(query, mpp)
+    try:
+        array = np.asarray(query)
+    except ValueError as error:
+        raise QueryError(f"The query is no vector: {error}.", "Give one row of numbers.") from error
+    if array.dtype == np.uint8 and array.ndim == 3:
+        return ImageQuery(array, mpp)
+    if array.ndim == 1 and array.dtype.kind in "fiu":
+        return VectorQuery(array)
+    raise QueryError(
+        f"A query cannot be {type(query).__name__} of shape {list(array.shape)}.",
+        "Give a tile key, a picture uint8 [H, W, 3], or a vector [dim].",
+    )
+
+
+def check_vector(vector: NDArray[np.floating], dim: int) -> NDArray[np.float64]:
+    """Check a query vector against the encoder's length.
+
+    Raises:
+        QueryError: another length, not finite, or zero.
+    """
+    wide = np.asarray(vector, np.float64)
+    if wide.shape != (dim,):
+        raise QueryError(
+            f"The query vector has shape {list(wide.shape)}, this encoder's vectors have {dim} numbers.",
+            "Embed the query with the encoder that is searched.",
+        )
+    if not np.isfinite(wide).all():
+        raise QueryError("The query vector is not finite: it holds NaN or infinity.", "Check where it came from.")
+    if not wide.any():
+        raise QueryError("The query vector is all zeros and has no direction.", "Check where it came from.")
+    return wide
+
+
+def read_picture(source: Path | bytes | Image.Image, mpp: float | None = None) -> ImageQuery:
+    """Read a picture as RGB, white where it is transparent.
+
+    Raises:
+        QueryError: the file is missing, no picture, broken, or too large.
+    """
+    name = str(source) if isinstance(source, Path) else "The picture"
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of large pictures before the size is known here; the limit below decides.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened: Image.Image
+            if isinstance(source, Image.Image):
+                opened = source
+            else:
+                opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+            if opened.width * opened.height > MAX_PIXELS:
+                raise QueryError(
+                    f"{name} has {opened.width * opened.height / 1e6:,.0f} million pixels, "
+                    f"at most {MAX_PIXELS // 10**6} are read.",
+                    "Crop it, or index it as a slide.",
+                )
+            if opened.mode not in _PLAIN_MODES:
+                raise QueryError(f"{name} has pixels of type {opened.mode}.", "Convert it to RGB of 8 bits.")
+            if opened.mode in {"RGBA", "LA", "PA"} or "transparency" in opened.info:
+                rgba = opened.convert("RGBA")
+                opened = Image.new("RGBA", rgba.size, "white")
+                opened.alpha_composite(rgba)
+            pixels = np.asarray(opened.convert("RGB"))
+    except QueryError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise QueryError(f"{name} cannot be read as a picture: {error}.", "Give a PNG, JPEG or TIFF.") from error
+    return ImageQuery(pixels, mpp)
+
+
+def _tile_key(text: str) -> TileQuery | None:
+    if "@" not in text:
+        return None
+    try:
+        parse_tile_key(text)
+    except (HistoSeekError, ValueError):
+        return None
+    return TileQuery(text)

@@ -1,0 +1,148 @@
+"""What a search found: a frozen table of hits with their pictures."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+
+from indexer.grid import tile_key
+from indexer.store import Store
+from query.engines import Hits
+from query.montage import Entry, draw_montage
+from query.plan import Plan
+from query.rows import TileRows
+
+if TYPE_CHECKING:
+    import pandas
+
+# Columns of `slides` that say nothing about a hit.
+_BOOKKEEPING = frozenset({"slide_id", "slide_no", "path", "fingerprint", "vendor", "registered_at", "mask"})
+
+
+@dataclass(frozen=True)
+class TilePlace:
+    """Where a tile lies: its slide, corner and side in level-0 pixels."""
+
+    slide_id: str
+    x0: int
+    y0: int
+    extent_px0: int
+
+
+@dataclass(frozen=True)
+class Results:
+    """Hits of one search, nearest first.
+
+    Attributes:
+        table: one row per hit: rank, tile_key, slide_id, x0, y0, extent_px0, distance, tissue, then the
+            slide's columns; a slide's column that bears one of these names is called `slide_<name>`.
+        tile_ids: int64 [hits].
+        plan: how the search was answered.
+        query_place: the indexed tile that was the query; None where the query was none.
+    """
+
+    table: pa.Table
+    tile_ids: NDArray[np.int64]
+    plan: Plan
+    _store: Store = field(repr=False)
+    query_place: TilePlace | None = None
+    _query_tile_id: int | None = field(default=None, repr=False)
+    _query_picture: Image.Image | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @property
+    def query_image(self) -> Image.Image | None:
+        """The query's picture; None for a vector."""
+        if self._query_picture is not None or self._query_tile_id is None:
+            return self._query_picture
+        return self._thumbs([self._query_tile_id])[0]
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The table as a data frame."""
+        return self.table.to_pandas()
+
+    def to_json_rows(self) -> list[dict[str, Any]]:
+        """The table as a list of objects that JSON can hold: no number in it is NaN or infinite."""
+        return [{key: _plain(value) for key, value in row.items()} for row in self.table.to_pylist()]
+
+    def thumbnails(self) -> list[bytes | None]:
+        """JPEG thumbnails of the hits in their order, as the store keeps them; None where it has none."""
+        contents = self._store.thumbs(self.plan.grid_id, self.tile_ids.tolist())
+        return [contents.get(tile_id) for tile_id in self.tile_ids.tolist()]
+
+    def images(self) -> list[Image.Image | None]:
+        """Thumbnails of the hits in their order, from the store; None where it has none."""
+        return self._thumbs(self.tile_ids.tolist())
+
+    def montage(self, path: Path | str | None = None, columns: int = 5) -> Image.Image:
+        """Draw the query and the hits as one labelled sheet.
+
+        Args:
+            path: where to write it; the ending chooses the format. None writes nothing.
+            columns: hits per row.
+        """
+        rows = zip(self.table.to_pylist(), self.images(), strict=True)
+        entries = [
+            Entry(image, f"{row['rank']}: distance {row['distance']:.4f}", row["slide_id"], f"{row['x0']}, {row['y0']}")
+            for row, image in rows
+        ]
+        sheet = draw_montage(self.query_image, self.plan.query, entries, columns)
+        if path is not None:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            sheet.save(path)
+        return sheet
+
+    def _thumbs(self, tile_ids: Sequence[int]) -> list[Image.Image | None]:
+        contents = self._store.thumbs(self.plan.grid_id, tile_ids)
+        return [_decode(contents.get(tile_id)) for tile_id in tile_ids]
+
+
+def hit_table(hits: Hits, rows: TileRows, slides: pa.Table) -> pa.Table:
+    """The table of `Results` for rows found in `rows`."""
+    found = hits.rows
+    about = slides.take(pa.array(rows.slide_code[found]))
+    slide_ids = about["slide_id"].to_pylist()
+    x0, y0 = rows.x0[found], rows.y0[found]
+    columns: dict[str, Any] = {
+        "rank": np.arange(1, found.size + 1, dtype=np.int32),
+        "tile_key": pa.array(
+            [tile_key(*item) for item in zip(slide_ids, x0.tolist(), y0.tolist(), strict=True)], pa.string()
+        ),
+        "slide_id": about["slide_id"],
+        "x0": x0,
+        "y0": y0,
+        "extent_px0": rows.extent_px0[found],
+        "distance": hits.distances,
+        "tissue": rows.tissue[found],
+    }
+    columns |= slide_columns(about, columns)
+    return pa.table(columns)
+
+
+def slide_columns(about: pa.Table, taken: Collection[str]) -> dict[str, Any]:
+    """Columns of slides that say something about a tile; `slide_<name>` where a name is taken."""
+    return {
+        f"slide_{name}" if name in taken else name: about[name]
+        for name in about.column_names
+        if name not in _BOOKKEEPING
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def _decode(content: bytes | None) -> Image.Image | None:
+    return None if content is None else Image.open(io.BytesIO(content)).convert("RGB")

@@ -1,0 +1,42 @@
+"""What a store holds and how it stands, in numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from indexer.store import Store
+from query.choice import VectorTable
+
+STATUSES = ("registered", "indexed", "empty", "quarantined")
+
+
+def cohort_status(store: Store, slides: pa.Table, tables: Sequence[VectorTable]) -> dict[str, Any]:
+    """Counts of slides per status, rows per table, vectors, open failures and the last run.
+
+    The result holds only what JSON can hold.
+    """
+    counts = Counter(slides["status"].to_pylist())
+    failures = store.quarantine(open_only=True).select(["slide_id", "phase", "tile_key", "message"]).to_pylist()
+    runs = store.runs().to_pylist()
+    return {
+        "store": store.uri,
+        "slides": {status: counts.get(status, 0) for status in STATUSES},
+        "rows": {name: store.count(name) for name in store.tables()},
+        "vectors": [
+            {
+                "encoder_id": table.encoder_id,
+                "encoder": table.encoder_name,
+                "grid_id": table.grid_id,
+                "rows": store.count(store.vectors_table_name(table.encoder_id, table.grid_id)),
+            }
+            for table in tables
+        ],
+        "quarantine": failures,
+        "last_run": {key: str(runs[-1][key]) for key in ("run_id", "command", "status", "started_at")}
+        if runs
+        else None,
+    }
