@@ -80,8 +80,10 @@ def draw_slide(
         The truth, which does not depend on the scanner.
 
     Raises:
-        UsageError: the scanner or the organ is unknown, or the slide is smaller than 256 pixels.
+        UsageError: the scanner or the organ is unknown, or the slide's size or scale cannot be drawn.
     """
+    if not 0.1 <= mpp <= 4:
+        raise UsageError(f"a synthetic slide of {mpp:g} um/px cannot be drawn;", fix="use 0.1 to 4.")
     if min(width0, height0) < 256:
         raise UsageError(f"a synthetic slide of {width0} x {height0} pixels is too small;", fix="use 256 or more.")
     if organ not in ORGANS:
