@@ -11,6 +11,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from encoder.errors import EncoderError
+
 Precision = Literal["fp32", "bf16"]
 
 
@@ -71,6 +73,23 @@ class Encoder(Protocol):
         Raises:
             EncoderError: the vectors are not finite.
         """
+
+
+class NonFiniteVectorsError(EncoderError):
+    """Some vectors are not finite, even in float32.
+
+    Args:
+        name: readable name of the encoder.
+        rows: their rows in the batch.
+        total: rows of the batch.
+    """
+
+    def __init__(self, name: str, rows: list[int], total: int) -> None:
+        super().__init__(
+            f"Encoder {name} gave vectors that are not finite for {len(rows)} of {total} tiles.",
+            fix="Check its weights; the same tiles with another encoder tell whether they are at fault.",
+        )
+        self.rows = rows
 
 
 def slug(text: str, length: int = 32) -> str:

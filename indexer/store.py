@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from encoder.errors import HistoSeekError, StoreError
+from encoder.errors import StoreError
 from indexer import schema
 from indexer.tables import Tables, is_local, local_folder_state, sql_in, sql_text
 
@@ -283,8 +283,6 @@ def create_store(uri: str, on_commit: Callable[[str], None] | None = None) -> St
 def _connect(uri: str, read_only: bool, on_commit: Callable[[str], None] | None) -> Tables:
     try:
         return Tables(uri, read_only, on_commit)
-    except HistoSeekError:
-        raise
     except (ValueError, RuntimeError, OSError) as error:
         raise StoreError(f"The store {uri} cannot be opened: {error}.") from error
 

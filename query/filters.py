@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection
+from contextlib import closing
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -33,9 +35,6 @@ class RowFilter:
         self._limits = limits or Limits()
         self._lock = threading.Lock()
         self._masks: dict[str, NDArray[np.bool_]] = {}
-        self._connection = locked_connection(self._limits)
-        self._connection.register("slides", slides)
-        self._connection.register("tiles", tiles.append_column("__row", pa.array(np.arange(tiles.num_rows))))
 
     def mask(self, where: str) -> NDArray[np.bool_]:
         """True for the rows that match, bool [N]; an expression that is NULL does not match.
@@ -45,18 +44,26 @@ class RowFilter:
         """
         with self._lock:
             if where not in self._masks:
-                mask = self._resolve(where)
+                # Opened for one expression: a database that lives on holds threads, and notices of its own.
+                with closing(self._connect()) as connection:
+                    mask = self._resolve(connection, where)
                 mask.flags.writeable = False
                 self._masks[where] = mask
                 if len(self._masks) > _REMEMBERED:
                     del self._masks[next(iter(self._masks))]
             return self._masks[where]
 
-    def _resolve(self, where: str) -> NDArray[np.bool_]:
+    def _connect(self) -> duckdb.DuckDBPyConnection:
+        connection = locked_connection(self._limits)
+        connection.register("slides", self._slides)
+        connection.register("tiles", self._tiles.append_column("__row", pa.array(np.arange(self._tiles.num_rows))))
+        return connection
+
+    def _resolve(self, connection: duckdb.DuckDBPyConnection, where: str) -> NDArray[np.bool_]:
         columns = {"slides": self._slides.column_names, "tiles": self._tiles.column_names}
-        read = check_expression(self._connection, where, columns)
+        read = check_expression(connection, where, columns)
         joined = "tiles JOIN slides USING (slide_no)" if "tiles" in read else "slides"
-        kind = self._fetch(f"SELECT ({where}\n) AS matches FROM {joined} LIMIT 0").schema.field(0).type
+        kind = self._fetch(connection, f"SELECT ({where}\n) AS matches FROM {joined} LIMIT 0").schema.field(0).type
         if not pa.types.is_boolean(kind):
             raise QueryError(
                 f"where must be true or false for a tile, {where!r} is {kind}.",
@@ -64,14 +71,14 @@ class RowFilter:
             )
         if "tiles" in read:
             mask = np.zeros(self._tiles.num_rows, np.bool_)
-            mask[self._fetch(f"SELECT __row FROM {joined} WHERE ({where}\n)")["__row"].to_numpy()] = True
+            mask[self._fetch(connection, f"SELECT __row FROM {joined} WHERE ({where}\n)")["__row"].to_numpy()] = True
             return mask
         # Slides alone decide: a few rows for DuckDB, whatever the number of tiles.
-        matching = self._fetch(f"SELECT slide_no FROM {joined} WHERE ({where}\n)")["slide_no"].to_numpy()
+        matching = self._fetch(connection, f"SELECT slide_no FROM {joined} WHERE ({where}\n)")["slide_no"].to_numpy()
         return np.isin(self._slides["slide_no"].to_numpy(), matching)[self._slide_code]
 
-    def _fetch(self, text: str) -> pa.Table:
-        return fetch(self._connection, text, self._limits, "where")
+    def _fetch(self, connection: duckdb.DuckDBPyConnection, text: str) -> pa.Table:
+        return fetch(connection, text, self._limits, "where")
 
 
 def check_exclude(exclude: Collection[str]) -> tuple[str, ...]:

@@ -2,8 +2,8 @@
 
 Reads one JSON request per line on stdin, {"runs": [run, ...]}, and answers with the children's wait statuses.
 A run: slides (folder), store, encoders (checkpoint folders), and optionally kill_at (name and count of a
-commit), kill_after (seconds), pause_at (name of a commit, seconds), rows (per flush), mpp, says (a file that
-receives the refusal, or the peak of the child's memory in bytes).
+commit), kill_after (seconds), pause_at (name of a commit, seconds), rows (per flush), mpp, shard, says (a file
+that receives the refusal, or the peak of the child's memory in bytes).
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def run(request: dict[str, Any]) -> None:
 
     folder = Path(request["slides"])
     encoders = [load_encoder(name, "cpu") for name in request["encoders"]]
-    asked = IndexRequest(encoders, discover([folder], folder / "manifest.csv"), mpp=request.get("mpp"), readers=2)
+    entries = discover([folder], folder / "manifest.csv")
+    shard = (request["shard"][0], request["shard"][1]) if "shard" in request else None
+    asked = IndexRequest(encoders, entries, mpp=request.get("mpp"), readers=2, shard=shard)
     says = Path(request.get("says", os.devnull))
     try:
         pipeline.index(request["store"], asked, SilentReporter(), on_commit)

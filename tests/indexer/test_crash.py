@@ -24,6 +24,7 @@ from indexer.commits import FLUSH_POINTS
 from indexer.index_request import IndexReport, IndexRequest
 from indexer.manifest import discover
 from indexer.pipeline import index
+from indexer.registration import in_shard
 from indexer.store import open_store
 from indexer.synthetic import draw_cohort
 from indexer.verify import verify
@@ -211,6 +212,23 @@ def test_of_two_drivers_one_is_refused_in_one_sentence(
     refusal = Path(both[codes.index(REFUSED)]["says"]).read_text()
     assert "is being written by process" in refusal and "\n" not in refusal
     _check(store, uninterrupted)
+
+
+def test_drivers_with_disjoint_shards_share_a_store(
+    runs: Runs, cohort: Path, tiny_encoder: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    parts = {in_shard(entry.slide_id, (1, 2)) for entry in discover([cohort], cohort / "manifest.csv")}
+    assert parts == {True, False}
+    run = {"slides": str(cohort), "store": str(tmp_path / "s"), "encoders": [str(tiny_encoder)]}
+    run["pause_at"] = ["run-running", 1.0]
+    assert runs(*(run | {"shard": [part, 2], "says": str(tmp_path / f"says{part}")} for part in (1, 2))) == [0, 0]
+    store, whole = open_store(str(tmp_path / "s")), open_store(str(uninterrupted))
+    assert store.slide_status() == whole.slide_status()
+    assert sorted(store.vector_tables()) == sorted(whole.vector_tables())
+    assert len(set(store.slides()["slide_no"].to_pylist())) == 3
+    report = verify(store.uri)
+    assert report.ok, report.problems
+    assert _index(tmp_path / "s", cohort, tiny_encoder).already == 2
 
 
 @pytest.mark.slow

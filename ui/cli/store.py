@@ -49,12 +49,15 @@ def verify(
 
     report = verify_store(store, slides=slides)
     if json_output:
-        say_json(report.to_dict())
+        say_json({**asdict(report), "ok": report.ok})
     else:
         for problem in report.problems:
-            say(f"problem: {problem}")
-        say(f"{report.checked} checks, {len(report.problems)} problems")
-    if report.problems:
+            say(f"{problem.kind}: {problem.message}")
+        rows = sum(report.rows.values())
+        say(
+            f"{rows} rows in {len(report.rows)} tables and {report.slides} slide files: {len(report.problems)} problems"
+        )
+    if not report.ok:
         raise typer.Exit(1)
 
 

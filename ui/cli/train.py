@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,7 @@ def pretrain(
     """Train an encoder on a cohort, without labels."""
     from encoder.config import load_config
     from encoder.errors import UsageError
+    from encoder.progress import format_seconds
     from encoder.train import train
     from ui.cli.console import make_reporter, say, say_json
     from ui.shipped import config_path
@@ -49,10 +51,11 @@ def pretrain(
     )
     result = train(settings, source, out, reporter, device=device)
     if json_output:
-        say_json(result.to_dict())
-        return
-    say(f"encoder: {result.checkpoint}")
-    say(f"steps: {result.steps}, tiles seen: {result.tiles_seen}, seconds: {result.seconds:.0f}")
+        say_json(asdict(result))
+    elif result.checkpoint is not None:
+        say(f"encoder: {result.checkpoint} ({result.step} steps, {format_seconds(result.seconds)})")
+    if not result.finished:
+        raise KeyboardInterrupt
 
 
 def encoders(
@@ -71,10 +74,10 @@ def encoders(
         else:
             say_table(["encoder id", "name", "grid", "rows"], [list(row.values()) for row in rows])
         return
-    from encoder.registry import encoder_forms
+    from encoder.registry import FORMS
     from ui.shipped import shipped_configs
 
-    forms = [{"form": form, "meaning": meaning} for form, meaning in encoder_forms()]
+    forms = [{"form": form, "meaning": meaning} for form, meaning in FORMS.items()]
     configs = shipped_configs()
     if json_output:
         say_json({"forms": forms, "configs": configs})

@@ -101,8 +101,8 @@ def _work(run: DemoRun) -> str:
     )
     return (
         "<h2>What was done</h2>"
-        f"<p>Training: {training.steps} steps over {training.tiles_seen} tile views in "
-        f"{format_seconds(training.seconds)}. Indexing: {indexing.tiles} tiles of {indexing.indexed} slides in "
+        f"<p>Training: {training.step} steps in {format_seconds(training.seconds)}. "
+        f"Indexing: {indexing.tiles} tiles of {indexing.indexed} slides in "
         f"{format_seconds(indexing.seconds)}, limited by: {escape(indexing.limited_by or 'nothing to do')}.</p>"
         f"<table><tr><th>stage</th><th class='n'>busy</th><th class='n'>share</th></tr>{stages}</table>"
     )

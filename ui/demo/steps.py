@@ -122,7 +122,8 @@ def _pretrain(
     from indexer.grid import make_grid
     from indexer.tile_source import SlideTileSource
 
-    config = load_config(config_path("contrastive-small"), [f"mpp={DEMO_MPP}", f"max_seconds={seconds:g}"])
+    settings = [f"mpp={DEMO_MPP}", f"max_seconds={seconds:g}"]
+    config = load_config(config_path("contrastive-small"), settings)
     source = SlideTileSource(
         entries,
         make_grid(DEMO_MPP, config.tile_px),
@@ -130,7 +131,11 @@ def _pretrain(
         max_tiles=MAX_TRAINING_TILES,
         seed=config.seed,
     )
+    if len(source) < 2 * config.batch:  # one small slide: two steps must still see different tiles
+        config = load_config(config_path("contrastive-small"), [*settings, f"batch={max(2, len(source) // 2)}"])
     result = train(config, source, out, reporter)
+    if not result.finished:
+        raise KeyboardInterrupt
     return result, load_encoder(str(out), None)
 
 

@@ -96,7 +96,7 @@ def _from_slide(cohort: Cohort, slides: list[dict[str, Any]], settings: Settings
         clicked = overview(
             f"overview-{chosen}",
             chosen,
-            cohort.store.thumbnail(chosen),
+            cohort.store.thumbnail(chosen) or b"",
             row["width0"],
             row["height0"],
             _boxes(results, chosen),

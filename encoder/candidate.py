@@ -1,0 +1,51 @@
+"""From a method in training to an encoder that can embed."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from encoder.architectures import vector_length
+from encoder.batchnorm import recalibrate
+from encoder.config import TrainConfig
+from encoder.contract import EncoderSpec
+from encoder.device import autocast
+from encoder.embed import TileEncoder
+from encoder.methods.protocol import KeptNetwork
+
+
+def trained_spec(config: TrainConfig, kept: KeptNetwork) -> EncoderSpec:
+    """Spec of the encoder that a config trains; the weights' hash is still blank."""
+    return EncoderSpec(
+        name=config.name,
+        method=config.method.name,
+        architecture=dict(kept.architecture),
+        dim=vector_length(kept.module, config.tile_px),
+        tile_px=config.tile_px,
+        mpp=config.mpp,
+        mean=config.mean,
+        std=config.std,
+        precision=config.precision,
+        pooling=kept.pooling,
+    )
+
+
+def candidate_encoder(
+    config: TrainConfig, kept: KeptNetwork, sample: NDArray[np.uint8], device: torch.device
+) -> TileEncoder:
+    """Copy a network out of training and fit its normalisation statistics to plain tiles.
+
+    Args:
+        config: the training config.
+        kept: the network; left as it is.
+        sample: plain tiles uint8 [M, tile_px, tile_px, 3].
+        device: where the encoder computes.
+    """
+    module = copy.deepcopy(kept.module)
+    encoder = TileEncoder(module, trained_spec(config, kept), str(device))
+    with autocast(config.precision, device):
+        recalibrate(encoder.module, encoder.prepared(sample))
+    return encoder

@@ -1,0 +1,136 @@
+"""Plain contrastive learning (SimCLR, Chen et al. 2020) with H&E-aware views: the control for all methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from encoder.architectures import build_timm, vector_length
+from encoder.augment import AugmentConfig, draw_parameters, make_views
+from encoder.config import TrainConfig
+from encoder.errors import ConfigError
+from encoder.methods.protocol import Batch, KeptNetwork, MethodOptions
+from encoder.registry import pooling_name
+from encoder.tiles import TileSource
+
+
+class NetworkOptions(BaseModel):
+    """A timm network.
+
+    Attributes:
+        model: timm's name.
+        arguments: passed to its constructor, such as `channels` of a ResNet.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = "resnet18"
+    arguments: dict[str, Any] = {}
+
+
+class ContrastiveOptions(MethodOptions):
+    """Options of the contrastive method.
+
+    Attributes:
+        network: the encoder.
+        view_px: side of the views that the network is trained on; None takes the tile's side.
+        hidden_dim: width of the projection's hidden layer.
+        projection_dim: length of the projected vectors that are compared.
+        temperature: of the softmax over similarities.
+        augment: how views are made.
+    """
+
+    name: Literal["contrastive"] = "contrastive"
+    network: NetworkOptions = NetworkOptions()
+    view_px: int | None = Field(default=None, ge=16)
+    hidden_dim: int = Field(default=512, ge=1)
+    projection_dim: int = Field(default=128, ge=1)
+    temperature: float = Field(default=0.2, gt=0)
+    augment: AugmentConfig = AugmentConfig()
+
+
+class Contrastive:
+    """Pulls two views of a tile together and pushes all other tiles of the batch away.
+
+    Args:
+        config: the training config, whose method options are `ContrastiveOptions`.
+        source: the tiles; only their side matters.
+
+    Raises:
+        ConfigError: the views would be larger than the tiles.
+    """
+
+    def __init__(self, config: TrainConfig, source: TileSource) -> None:
+        options = config.method
+        if not isinstance(options, ContrastiveOptions):
+            raise TypeError(f"options of {options.name} given to the contrastive method")
+        self._options = options
+        self._view_px = options.view_px or config.tile_px
+        if self._view_px > config.tile_px:
+            raise ConfigError(
+                f"method.view_px is {self._view_px}, larger than tile_px {config.tile_px}.",
+                fix="Set method.view_px to at most tile_px.",
+            )
+        backbone = build_timm(options.network.model, options.network.arguments)
+        dim = vector_length(backbone, self._view_px)
+        head = nn.Sequential(
+            nn.Linear(dim, options.hidden_dim, bias=False),
+            nn.BatchNorm1d(options.hidden_dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(options.hidden_dim, options.projection_dim, bias=False),
+        )
+        self.module = nn.ModuleDict({"backbone": backbone, "head": head})
+        self._mean, self._std = torch.tensor(config.mean), torch.tensor(config.std)
+
+    def phases(self) -> Mapping[str, nn.Module]:
+        """One phase: backbone and projection together."""
+        return {"network": self.module}
+
+    def losses(self, batch: Batch, phase: str) -> dict[str, Tensor]:
+        """Make two views of every tile and compare their projections."""
+        views = torch.cat([self._view(batch), self._view(batch)])
+        if next(self.module["backbone"].parameters()).is_contiguous(memory_format=torch.channels_last):
+            views = views.contiguous(memory_format=torch.channels_last)
+        projected = self.module["head"](self.module["backbone"](views))
+        with torch.autocast(views.device.type, enabled=False):
+            vectors = F.normalize(projected.float(), dim=1)
+            loss = nt_xent(vectors, self._options.temperature)
+        return {"loss": loss}
+
+    def after_step(self, progress: float) -> None:
+        """Nothing is averaged."""
+
+    def kept(self) -> KeptNetwork:
+        """The backbone; its pooled features, not the projection, are the embedding."""
+        network = self._options.network
+        architecture = {"kind": "timm", "model": network.model, "arguments": dict(network.arguments)}
+        backbone = self.module["backbone"]
+        return KeptNetwork(backbone, architecture, pooling_name(backbone))
+
+    def _view(self, batch: Batch) -> Tensor:
+        device = batch.tiles.device
+        parameters = draw_parameters(self._options.augment, len(batch.tiles), batch.generator).to(device)
+        views = make_views(batch.tiles, parameters, self._view_px)
+        return (views - self._mean.to(device).view(1, 3, 1, 1)) / self._std.to(device).view(1, 3, 1, 1)
+
+
+def nt_xent(vectors: Tensor, temperature: float) -> Tensor:
+    """Normalised temperature-scaled cross-entropy, as one matrix product.
+
+    Args:
+        vectors: unit rows [2B, D]; row i and row i + B are two views of one tile.
+        temperature: of the softmax.
+
+    Returns:
+        Mean over all 2B rows of -log softmax at the partner, among all rows but itself.
+    """
+    count = len(vectors)
+    logits = (vectors @ vectors.T) / temperature
+    logits = logits.masked_fill(torch.eye(count, dtype=torch.bool, device=vectors.device), -torch.inf)
+    partner = (torch.arange(count, device=vectors.device) + count // 2) % count
+    return F.cross_entropy(logits, partner)
