@@ -577,3 +577,25 @@ def test_batches_are_bounded_in_bytes() -> None:
     assert flow.batch_sizes(64, 3 * 1024**2) == (16, 16)
     assert flow.batch_sizes(64, 3 * 8192**2) == (1, 1)
     assert flow.batch_sizes(40, 3 * 64**2) == (40, 8)
+
+
+@pytest.mark.shared_data
+def test_real_slides_index_and_odd_ones_say_what_to_do(tmp_path: Path, shared_data: Path) -> None:
+    colour = load_encoder("colour", "cpu")
+    scale = {"mpp": 2.0, "tile_px": 128}
+    entries = _entries(shared_data / "slides")
+    report = _index(tmp_path / "s", entries, colour, **scale)
+    assert (report.indexed, report.exit_code, report.bad_tiles) == (len(entries), 0, 0)
+
+    bare = [replace(entry, mpp=None) for entry in entries if "tcga" in entry.slide_id]
+    report = _index(tmp_path / "bare", bare, colour, **scale)
+    assert report.exit_code == 3 and f"`{bare[0].slide_id},MPP`" in report.quarantined[0].message
+
+    odd = discover([shared_data / "slides_odd"])
+    report = _index(tmp_path / "s", odd, colour, **scale)
+    assert report.indexed + report.empty + len(report.quarantined) == len(odd)
+    paths = {entry.slide_id: str(entry.path) for entry in odd}
+    for failure in report.quarantined:
+        assert paths[failure.slide_id] in failure.message and failure.message.rstrip().endswith((".", ")"))
+    assert any("264.58" in failure.message and "impossible" in failure.message for failure in report.quarantined)
+    assert verify(str(tmp_path / "s")).ok
