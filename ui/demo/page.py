@@ -25,7 +25,8 @@ table { border-collapse: collapse; margin: 8px 0; } th { text-align: left; color
 th, td { padding: 4px 16px 4px 0; border-bottom: 1px solid #e4e7eb; } td.n, th.n { text-align: right; }
 img { max-width: 100%; height: auto; } figure { margin: 12px 0 28px; }
 figure img { background: #fff; box-shadow: 0 1px 4px #0003; border-radius: 4px; }
-.slides { display: flex; flex-wrap: wrap; gap: 16px; } .slides figure { margin: 0; width: 200px; font-size: 13px; overflow-wrap: anywhere; }
+.slides { display: flex; flex-wrap: wrap; gap: 16px; }
+.slides figure { margin: 0; width: 200px; font-size: 13px; overflow-wrap: anywhere; }
 .slides img { width: 200px; height: 160px; object-fit: contain; }
 code, pre { font: 14px/1.5 ui-monospace, monospace; background: #eef1f4; border-radius: 4px; }
 code { padding: 1px 5px; } pre { padding: 12px 14px; overflow-x: auto; }
