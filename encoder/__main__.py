@@ -29,10 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", metavar="D", help="cpu, cuda or cuda:N; the default is CUDA where present")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="change the config, such as batch=64")
     given = parser.parse_intermixed_args(arguments)
+    reporter = PlainReporter(sys.stderr, every_seconds=5.0)
     try:
         config = load_config(given.config, given.overrides)
-        source = open_for_training(given.tiles, config.tile_px)
-        result = train(config, source, given.out, PlainReporter(sys.stderr, every_seconds=5.0), given.device)
+        source = open_for_training(given.tiles, config.tile_px, config.mpp, reporter)
+        result = train(config, source, given.out, reporter, given.device)
     except HistoSeekError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code

@@ -1,4 +1,4 @@
-"""Builds the network that a spec's `architecture` describes."""
+"""Builds the network that a spec's `architecture` describes; timm takes seconds to import, so only where it builds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-import timm
 import torch
 from torch import nn
 
@@ -47,6 +46,8 @@ def build_timm(model: str, arguments: Mapping[str, Any] | None = None) -> nn.Mod
     Raises:
         EncoderError: timm does not know the name, or the arguments do not fit.
     """
+    import timm
+
     check_timm_name(model)
     try:
         return timm.create_model(model, pretrained=False, num_classes=0, **dict(arguments or {}))
@@ -62,6 +63,8 @@ def check_timm_name(model: str) -> None:
     Raises:
         EncoderError: it does not; suggests near names.
     """
+    import timm
+
     if timm.is_model(model):
         return
     near = difflib.get_close_matches(model, timm.list_models(), n=3, cutoff=0.5)

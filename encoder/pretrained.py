@@ -9,8 +9,6 @@ import urllib.request
 from pathlib import Path
 
 import safetensors
-import timm
-from timm.models import load_state_dict
 from torch import nn
 
 from encoder.architectures import build_timm
@@ -27,6 +25,8 @@ def load_weights_file(model: str, file: Path) -> nn.Module:
     """
     if not file.is_file():
         raise EncoderError(f"Weights file {file} does not exist.", fix="Write timm:MODEL@FILE with its path.")
+    from timm.models import load_state_dict
+
     module = build_timm(model)
     try:
         state = load_state_dict(str(file), use_ema=False, weights_only=True)
@@ -57,6 +57,8 @@ def download_timm(model: str) -> nn.Module:
     Raises:
         EncoderError: timm names no weights for it, or they are not cached and the hub does not answer.
     """
+    import timm
+
     module = build_timm(model)
     settings = getattr(module, "pretrained_cfg", None) or {}
     repository = settings.get("hf_hub_id")

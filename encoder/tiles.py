@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from encoder.errors import TileError, UsageError
+from encoder.progress import Reporter
 from encoder.tile_table import TileTable, find_table, read_table
 
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
+_MPP_TOLERANCE = 0.1
 _PLAIN_MODES = frozenset({"RGB", "RGBA", "L", "LA", "P", "PA", "CMYK", "YCbCr", "1"})
 
 
@@ -292,12 +294,14 @@ def concat_sources(sources: Sequence[TileSource]) -> TileSource:
     return sources[0] if len(sources) == 1 else ConcatenatedTiles(sources)
 
 
-def open_for_training(paths: Sequence[Path | str], tile_px: int) -> TileSource:
+def open_for_training(paths: Sequence[Path | str], tile_px: int, mpp: float | None, reporter: Reporter) -> TileSource:
     """Open tile folders at the side that a training config asks for.
 
     Args:
         paths: one or more tile folders.
         tile_px: side of the returned tiles; larger pictures are reduced to it.
+        mpp: micrometres per pixel that the config states of those tiles, or None.
+        reporter: warned where a folder's table says otherwise, and of pictures that a table leaves out.
 
     Raises:
         UsageError: a folder does not fit, or its pictures are smaller than `tile_px`.
@@ -310,6 +314,15 @@ def open_for_training(paths: Sequence[Path | str], tile_px: int) -> TileSource:
                 "that the config trains on.",
                 fix=f"Set tile_px={folder.native_px} or less, or give larger tiles.",
             )
+        if folder.unlisted:
+            reporter.warn(f"{folder.unlisted} pictures of {folder.path} are not in its table and are left out.")
+        if mpp is not None and folder.mpps is not None:
+            median = float(np.nanmedian(folder.mpps)) * folder.native_px / tile_px
+            if abs(median / mpp - 1) > _MPP_TOLERANCE:
+                reporter.warn(
+                    f"Tiles of {folder.path} at {tile_px} px have {median:.3g} um/px by its table; the config "
+                    f"says {mpp:.3g}, which the encoder will record. Set mpp={median:.3g} if the table is right."
+                )
     return concat_sources(folders)
 
 

@@ -31,11 +31,11 @@ def training_source(
     Raises:
         UsageError: nothing usable was found there.
     """
-    from encoder.tiles import TileFolder, concat_sources
-
     tile_px = settings.tile_px
     if tiles:
-        return concat_sources([TileFolder(folder, tile_px) for folder in tiles])
+        from encoder.tiles import open_for_training
+
+        return open_for_training(tiles, tile_px, settings.mpp, reporter)
     if store is not None:
         from indexer.store import open_store
         from indexer.tile_source import StoreTileSource

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -123,8 +124,11 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_hub_out_of_reach_is_said_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+
     def never(*args: object, **settings: object) -> None:
-        time.sleep(30)
+        over.wait(30)
+        raise TimeoutError
 
     monkeypatch.setattr(pretrained, "_REACH_SECONDS", 0.2)
     monkeypatch.setattr(pretrained, "_cached", lambda repository: False)
@@ -133,6 +137,7 @@ def test_a_hub_out_of_reach_is_said_soon(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(EncoderError, match=r"hub cannot be reached \(no answer\).*timm:resnet18@FILE"):
         load_encoder("timm:resnet18", "cpu")
     assert time.monotonic() - began < 10
+    over.set()
 
 
 @pytest.mark.parametrize(

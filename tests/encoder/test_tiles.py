@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from encoder.errors import TileError, UsageError
+from encoder.progress import SilentReporter
 from encoder.tiles import CachedTiles, TileFolder, concat_sources, decode_tile, open_for_training
 
 
@@ -179,7 +180,12 @@ def test_joined_sources_read_like_one_and_say_what_each_knows(
     assert doubled.names[0] == "0/a/0.png" and doubled.names[4] == "1/a/0.png"
 
 
-def test_training_refuses_pictures_smaller_than_its_tiles(folder: Path) -> None:
-    assert open_for_training([folder], 16).tile_px == 16
+def test_training_refuses_small_pictures_and_warns_of_another_scale(folder: Path) -> None:
+    (folder / "tiles.csv").write_text("file,mpp\na/0.png,0.5\na/1.png,0.5\na/2.png,\n")
+    reporter = SilentReporter()
+    assert open_for_training([folder], 16, 1.0, reporter).tile_px == 16
+    assert [text.split(" ")[0] for text in reporter.warnings] == ["1"]
+    open_for_training([folder], 32, 1.0, reporter)
+    assert "have 0.5 um/px by its table; the config says 1" in reporter.warnings[-1]
     with pytest.raises(UsageError, match="32 px, smaller than the 64 px"):
-        open_for_training([folder], 64)
+        open_for_training([folder], 64, None, reporter)

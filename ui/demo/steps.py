@@ -26,7 +26,7 @@ DEMO_MPP = 1.0
 MAX_TRAINING_TILES = 12_000
 MAX_QUERIES = 4
 HITS = 8
-PER_SLIDE = 3
+PER_SLIDE = 4
 
 
 @dataclass(frozen=True)
