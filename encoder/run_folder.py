@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,6 +118,9 @@ class RunFolder:
         """Remove what only an unfinished run needs."""
         for name in ("state.pt", "state.pt.new"):
             (self.path / name).unlink(missing_ok=True)
+        # A kill while the checkpoint was written leaves its unfinished folder behind.
+        for unfinished in self.path.glob(".checkpoint.*"):
+            shutil.rmtree(unfinished)
 
     def _refuse_other(self, config: TrainConfig) -> None:
         before = _flat(yaml.safe_load(self._config.read_text(encoding="utf-8")))

@@ -85,6 +85,7 @@ class Contrastive:
             nn.Linear(options.hidden_dim, options.projection_dim, bias=False),
         )
         self.module = nn.ModuleDict({"backbone": backbone, "head": head})
+        self._channels_last = config.channels_last
         self._mean, self._std = torch.tensor(config.mean), torch.tensor(config.std)
 
     def phases(self) -> Mapping[str, nn.Module]:
@@ -94,7 +95,7 @@ class Contrastive:
     def losses(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         """Make two views of every tile and compare their projections."""
         views = torch.cat([self._view(batch), self._view(batch)])
-        if next(self.module["backbone"].parameters()).is_contiguous(memory_format=torch.channels_last):
+        if self._channels_last:
             views = views.contiguous(memory_format=torch.channels_last)
         projected = self.module["head"](self.module["backbone"](views))
         with torch.autocast(views.device.type, enabled=False):

@@ -23,7 +23,7 @@ from indexer.synthetic import class_at, draw_cohort
 
 EXTENT_PX0 = 256
 STEP_PX0 = 128
-STEPS = 200
+STEPS = 160
 
 
 class SlideTiles:
@@ -85,7 +85,7 @@ def test_small_run_beats_its_untrained_network_on_unseen_slides(
 ) -> None:
     seen, unseen = cohort
     path = Path(__file__).parents[2] / "configs" / "encoder" / "contrastive-small.yaml"
-    margins = []
+    figures = []
     for seed in range(3):
         config = load_config(path, [f"seed={seed}", f"max_steps={STEPS}", "max_seconds=null", "tensorboard=false"])
         train(config, seen, tmp_path / str(seed), SilentReporter(), "cpu")
@@ -96,5 +96,7 @@ def test_small_run_beats_its_untrained_network_on_unseen_slides(
         plain = TileEncoder(kept.module, trained_spec(config, kept), "cpu")
         fitted = candidate_encoder(config, kept, seen.images(np.arange(0, len(seen), 4)), torch.device("cpu"))
         untrained = max(unseen.accuracy(plain), unseen.accuracy(fitted))
-        margins.append((trained, untrained))
-    assert min(trained for trained, _ in margins) > max(untrained for _, untrained in margins) + 0.03, margins
+        figures.append((trained, untrained))
+    worst, best_untrained = min(trained for trained, _ in figures), max(untrained for _, untrained in figures)
+    print(f"trained, untrained: {figures}")
+    assert worst > best_untrained + 0.03

@@ -106,8 +106,9 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path
 
 
 def test_a_finished_run_is_left_alone_and_its_checkpoint_embeds(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
     done = train(config(), Noise(), tmp_path / "run", SilentReporter(), "cpu")
-    assert not (tmp_path / "run" / "state.pt").exists()
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {".lock", "checkpoint", "config.yaml", "metrics.jsonl"}
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.is_file() and p.name != ".lock"}
     again = train(config(), Noise(), tmp_path / "run", SilentReporter(), "cpu")
     assert again.finished and not again.ran and again.spec == done.spec and again.metrics == done.metrics | {
