@@ -15,12 +15,13 @@ STATUSES = ("registered", "indexed", "empty", "quarantined")
 
 
 def cohort_status(store: Store, slides: pa.Table, tables: Sequence[VectorTable]) -> dict[str, Any]:
-    """Counts of slides per status, rows per table, vectors, open failures and the last run.
+    """Counts of slides per status, rows per table, vectors, why slides are empty, open failures, the last run.
 
     The result holds only what JSON can hold.
     """
     counts = Counter(slides["status"].to_pylist())
     failures = store.quarantine(open_only=True).select(["slide_id", "phase", "tile_key", "message"]).to_pylist()
+    reasons = store.slide_reasons()
     runs = store.runs().to_pylist()
     return {
         "store": store.uri,
@@ -34,6 +35,11 @@ def cohort_status(store: Store, slides: pa.Table, tables: Sequence[VectorTable])
                 "rows": store.count(store.vectors_table_name(table.encoder_id, table.grid_id)),
             }
             for table in tables
+        ],
+        "empty": [
+            {"slide_id": slide_id, "reasons": reasons.get(slide_id, {})}
+            for slide_id, status in zip(slides["slide_id"].to_pylist(), slides["status"].to_pylist(), strict=True)
+            if status == "empty"
         ],
         "quarantine": failures,
         "last_run": {key: str(runs[-1][key]) for key in ("run_id", "command", "status", "started_at")}

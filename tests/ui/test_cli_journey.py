@@ -185,3 +185,16 @@ def test_doctor_finds_nothing_broken(histoseek: Callable) -> None:
     assert outcome.code == 0
     assert findings["slide reading"]["verdict"] == "PASS"
     assert findings["faiss"]["verdict"] == "PASS"
+
+
+def test_an_empty_slide_says_why(histoseek: Callable, tiny_encoder: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("path,mpp\nglass.png,1.0\n")
+    Image.new("RGB", (300, 300), (244, 243, 245)).save(tmp_path / "glass.png")
+    store = tmp_path / "store"
+    outcome = histoseek(
+        "index", tmp_path, "--manifest", tmp_path / "m.csv", "--store", store, "--encoder", tiny_encoder
+    )
+    assert outcome.code == 0, outcome.err
+    (row,) = read(histoseek("status", "--store", store, "--json"))["empty"]
+    assert row["slide_id"] == "glass" and sum(row["reasons"].values()) > 0
+    assert "empty glass: " in histoseek("status", "--store", store).out

@@ -23,6 +23,9 @@ def status(store: options.Store, json_output: options.Json = False) -> None:
     say_table(["slides", "count"], report["slides"].items())
     say("")
     say_table(["table", "rows"], report["rows"].items())
+    for row in report["empty"]:
+        why = ", ".join(f"{count} tiles {reason}" for reason, count in row["reasons"].items())
+        say(f"empty {row['slide_id']}: {why or 'no tile fits on it'}")
     failed = [row for row in report["quarantine"] if row["tile_key"] is None]
     if failed:
         say("")
