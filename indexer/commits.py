@@ -14,6 +14,7 @@ import pyarrow as pa
 from encoder.checkpoint import checkpoint_files
 from indexer import schema
 from indexer.index_request import Target
+from indexer.run_lock import RunLock
 from indexer.slide_job import FailedSlide
 from indexer.slide_rows import FinishedSlide, RowPile
 from indexer.store import Store
@@ -22,12 +23,12 @@ from indexer.work import Scope, WorkBook, scope_of
 
 # The points between the commits of one flush, in their order; each may be absent where it has nothing to do.
 FLUSH_POINTS = (
+    "retracted",
     "slides",
     "encoder-files",
     "encoder",
     "grid",
-    "obsolete-done",
-    "obsolete-vectors",
+    "cleared",
     "tiles",
     "vectors",
     "quarantine",
@@ -39,36 +40,54 @@ FLUSH_POINTS = (
 class Committer:
     """Writes finished and failed slides.
 
+    Rows of a slide that was indexed before are replaced in the open: its `done` rows go first, then its
+    rows, then the new rows come, then its new `done` rows. A slide without a `done` row is unfinished to
+    every reader and to the next run, so a crash in between leaves work, and memory does not grow with the
+    table as it would in a merge.
+
     Args:
         store: opened for writing.
-        run_id: of the run.
+        run: this run; what it no longer holds is not written.
         book: open failures, for their tries and resolution.
     """
 
-    def __init__(self, store: Store, run_id: str, book: WorkBook) -> None:
+    def __init__(self, store: Store, run: RunLock, book: WorkBook) -> None:
         self._store = store
-        self._run_id = run_id
+        self._run = run
+        self._run_id = run.run_id
         self._book = book
         self._prepared: set[str] = set()
 
-    def commit(self, finished: Sequence[FinishedSlide], failed: Sequence[FailedSlide]) -> None:
-        """Commit whole slides; each table gains one version at most."""
+    def commit(
+        self,
+        finished: Sequence[FinishedSlide],
+        failed: Sequence[FailedSlide],
+        overcome: Sequence[dict[str, Any]] = (),
+    ) -> None:
+        """Commit whole slides and failures, and close the open failures that were `overcome`.
+
+        Raises:
+            StoreError: another driver has taken the store over, or a commit failed.
+        """
+        self._run.check()
         stored = [slide for slide in finished if slide.done]
+        self._retract(stored)
         self._commit_info([slide.job.info for slide in finished if slide.job.info is not None])
         for slide in stored:
             for target in slide.job.targets:
                 if target.table_name in slide.vectors:
                     self._prepare(target)
-        self._drop_obsolete(stored)
+        self._clear(stored)
         self._commit_tiles(stored)
         self._commit_vectors(stored)
         now = datetime.now(UTC)
         self._commit_failures(finished, failed, now)
         rows = [row | {"at": now} for slide in stored for row in slide.done]
         if rows:
+            self._run.check()
             keys = ["table_name", "slide_no"]
             self._store.lance.upsert("done", "done", keys, pa.Table.from_pylist(rows, schema=schema.DONE))
-        self._resolve(stored)
+        resolve(self._store, [*self._resolved(stored), *overcome], self._run_id)
 
     def _commit_info(self, rows: list[dict[str, Any]]) -> None:
         latest = {row["slide_id"]: row for row in rows}  # one slide may have been opened for two grids
@@ -116,16 +135,24 @@ class Committer:
         store.lance.create(target.table_name, schema.vectors_schema(target.encoder.spec.dim, target.ratio))
         self._prepared.add(target.table_name)
 
-    def _drop_obsolete(self, stored: Sequence[FinishedSlide]) -> None:
-        """Drop other encoders' vectors of slides that changed: they describe tiles that are no more."""
-        by_table: dict[str, list[int]] = {}
+    def _retract(self, stored: Sequence[FinishedSlide]) -> None:
+        """Take back that the slides whose rows are to be replaced are done."""
+        terms = [
+            f"(table_name = {sql_text(name)} AND {sql_in('slide_no', sorted(numbers))})"
+            for name, numbers in _slides_by_table(stored).items()
+        ]
+        if terms:
+            self._store.lance.delete("retracted", "done", " OR ".join(terms))
+
+    def _clear(self, stored: Sequence[FinishedSlide]) -> None:
+        """Delete the rows that are to be replaced, and those that describe tiles that are no more."""
+        by_table = _slides_by_table(stored)
         for slide in stored:
-            for name in slide.job.obsolete:
-                by_table.setdefault(name, []).append(slide.job.slide.slide_no)
+            if slide.tiles is not None and slide.job.former:
+                name = schema.tiles_table_name(slide.job.grid.grid_id)
+                by_table.setdefault(name, set()).add(slide.job.slide.slide_no)
         for name, numbers in by_table.items():
-            where = sql_in("slide_no", numbers)
-            self._store.lance.delete("obsolete-done", "done", f"table_name = {sql_text(name)} AND {where}")
-            self._store.lance.delete("obsolete-vectors", name, where)
+            self._store.lance.delete("cleared", name, sql_in("slide_no", sorted(numbers)))
 
     def _commit_tiles(self, stored: Sequence[FinishedSlide]) -> None:
         by_table: dict[str, list[FinishedSlide]] = {}
@@ -133,8 +160,7 @@ class Committer:
             if slide.tiles is not None:
                 by_table.setdefault(schema.tiles_table_name(slide.job.grid.grid_id), []).append(slide)
         for name, slides in by_table.items():
-            replaced = [slide.job.slide.slide_no for slide in slides if slide.job.replaces_tiles]
-            self._write("tiles", name, [slide.tiles for slide in slides if slide.tiles is not None], replaced)
+            self._append("tiles", name, [slide.tiles for slide in slides if slide.tiles is not None])
 
     def _commit_vectors(self, stored: Sequence[FinishedSlide]) -> None:
         by_table: dict[str, list[FinishedSlide]] = {}
@@ -142,19 +168,13 @@ class Committer:
             for name in slide.vectors:
                 by_table.setdefault(name, []).append(slide)
         for name, slides in by_table.items():
-            replaced = [slide.job.slide.slide_no for slide in slides if name in slide.job.replaces]
-            self._write("vectors", name, [slide.vectors[name] for slide in slides], replaced)
+            self._append("vectors", name, [slide.vectors[name] for slide in slides])
 
-    def _write(self, point: str, name: str, piles: Sequence[RowPile], replaced: Sequence[int]) -> None:
-        rows = sum(pile.rows for pile in piles)
-        if not rows and not replaced:
-            return
-        batches = (batch for pile in piles for batch in pile.batches())
-        reader = pa.RecordBatchReader.from_batches(piles[0].schema, batches)
-        if replaced:
-            self._store.lance.upsert(point, name, ["tile_id"], reader, replaces=sql_in("slide_no", replaced))
-        else:
-            self._store.lance.append(point, name, reader)
+    def _append(self, point: str, name: str, piles: Sequence[RowPile]) -> None:
+        if any(pile.rows for pile in piles):
+            self._run.check()
+            batches = (batch for pile in piles for batch in pile.batches())
+            self._store.lance.append(point, name, pa.RecordBatchReader.from_batches(piles[0].schema, batches))
 
     def _commit_failures(self, finished: Sequence[FinishedSlide], failed: Sequence[FailedSlide], now: datetime) -> None:
         slides = [*failed, *(failure for slide in finished for failure in slide.failed)]
@@ -205,7 +225,8 @@ class Committer:
             "resolved_by": None,
         }
 
-    def _resolve(self, stored: Sequence[FinishedSlide]) -> None:
+    def _resolved(self, stored: Sequence[FinishedSlide]) -> list[dict[str, Any]]:
+        """Open failures that finished slides have left behind them."""
         rows = []
         for slide in stored:
             grid_id = slide.job.grid.grid_id
@@ -221,7 +242,16 @@ class Committer:
                     continue
                 if is_over and (row["encoder_id"], row["tile_key"]) not in still:
                     rows.append(row)
-        resolve(self._store, rows, self._run_id)
+        return rows
+
+
+def _slides_by_table(stored: Sequence[FinishedSlide]) -> dict[str, set[int]]:
+    """Numbers of the slides whose rows each vectors table loses."""
+    by_table: dict[str, set[int]] = {}
+    for slide in stored:
+        for name in slide.replaced:
+            by_table.setdefault(name, set()).add(slide.job.slide.slide_no)
+    return by_table
 
 
 def resolve(store: Store, rows: Iterable[dict[str, Any]], run_id: str) -> None:

@@ -104,19 +104,20 @@ class Flow:
         """What the stages make, in the order of the slides; None now and then while nothing comes.
 
         Raises:
-            BaseException: whatever ended one of the threads.
+            BaseException: whatever ended one of the threads, once what was made before it is handed out.
         """
         while True:
-            if self._errors:
+            if self._errors and self._events.empty():
                 raise self._errors[0]
             try:
                 event = self._events.get(timeout=_POLL_SECONDS)
             except queue.Empty:
                 yield None
                 continue
-            if event is None:
+            if event is not None:
+                yield event
+            elif not self._errors:
                 return
-            yield event
 
     def _plan(self) -> None:
         while True:

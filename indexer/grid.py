@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 NATIVE_TOLERANCE = 0.02
 WARN_UPSAMPLING, MAX_UPSAMPLING = 1.25, 2.0
 _MAX_INDEX = 1 << 16
+_MAX_CELLS = 20_000_000  # a plan takes some hundred bytes for each while it is made
 
 
 @dataclass(frozen=True)
@@ -248,12 +249,18 @@ def plan_tiles(slide: Slide, grid: Grid, mask: Path | None = None) -> TilePlan:
         mask: GeoJSON polygons in level-0 pixels; tissue outside them is left out.
 
     Raises:
-        SlideError: the slide is too coarse for the grid, no part of it can be read, or the mask is no GeoJSON.
+        SlideError: the slide is too coarse or too large for the grid, no part of it can be read, or the mask is
+            no GeoJSON.
     """
     from indexer.tissue import judge_tiles, tissue_mask  # needs scipy; grids are also used without slides
 
     info = slide.info
     geometry = lay_grid(info, grid)
+    cells = geometry.rows * geometry.columns
+    if cells > _MAX_CELLS:
+        raise SlideError(
+            f"{info.path}: the grid would have {cells:,} cells (at most {_MAX_CELLS:,}).", "Use a larger stride or mpp."
+        )
     found = tissue_mask(slide, grid.tissue, mask)
     rows, cols = (
         index.ravel() for index in np.meshgrid(np.arange(geometry.rows), np.arange(geometry.columns), indexing="ij")

@@ -22,7 +22,6 @@ class IndexRequest:
     Attributes:
         encoders: that embed the tiles; those with the same grid are fed from one decode.
         entries: slides; None for all that the store knows, from kept images where they exist.
-        grid: for all encoders; None makes one per encoder from its own mpp and tile side.
         mpp: um per pixel of the tiles, in place of the encoder's own.
         tile_px: side of the tiles, in place of the encoder's own.
         stride_px: from tile to tile; None for the tile side.
@@ -39,7 +38,6 @@ class IndexRequest:
 
     encoders: Sequence[TileEncoder]
     entries: Sequence[SlideEntry] | None = None
-    grid: Grid | None = None
     mpp: float | None = None
     tile_px: int | None = None
     stride_px: int | None = None
@@ -166,21 +164,19 @@ def describe(request: IndexRequest, targets: Sequence[Target]) -> dict[str, Any]
 
 def _target(encoder: TileEncoder, request: IndexRequest) -> Target:
     spec = encoder.spec
-    grid = request.grid
-    if grid is None:
-        mpp = request.mpp if request.mpp is not None else spec.mpp
-        if mpp is None:
-            raise UsageError(
-                f"The encoder {spec.name} was made for no particular scale.",
-                fix="Say the tiles' um per pixel with --mpp, such as --mpp 0.5.",
-            )
-        grid = make_grid(
-            mpp,
-            request.tile_px or spec.tile_px,
-            request.stride_px,
-            min_tissue=request.min_tissue,
-            allow_upsampling=request.allow_upsampling,
+    mpp = request.mpp if request.mpp is not None else spec.mpp
+    if mpp is None:
+        raise UsageError(
+            f"The encoder {spec.name} was made for no particular scale.",
+            fix="Say the tiles' um per pixel with --mpp, such as --mpp 0.5.",
         )
+    grid = make_grid(
+        mpp,
+        request.tile_px or spec.tile_px,
+        request.stride_px,
+        min_tissue=request.min_tissue,
+        allow_upsampling=request.allow_upsampling,
+    )
     own_extent = spec.tile_px * (spec.mpp if spec.mpp is not None else grid.mpp)
     ratio = grid.tile_px * grid.mpp / own_extent
     if not 1 / MAX_RESIZE - 1e-6 <= ratio <= MAX_RESIZE + 1e-6:

@@ -6,17 +6,18 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from encoder.errors import UsageError
 from indexer.slide_files import PLAIN_SUFFIXES, SLIDE_SUFFIXES, dicom_series, first_file, series_name
 
 RESERVED_COLUMNS = ("path", "slide_id", "mpp", "patient_id", "site_id", "cohort", "mask")
 _BLANK = {"", "NA", "NaN", "nan"}
-# A number as people write one; `007` is an identifier and stays text.
-_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)?(\.\d*)?([eE][+-]?\d+)?")
+# A number as people write one; `007` and `12E45` are identifiers and stay text.
+_NUMBER = re.compile(r"[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -142,8 +143,8 @@ def _read_csv(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
         raise UsageError(f"The manifest {file} cannot be read: {error}.", "Save it as UTF-8 CSV.") from None
     first = text.partition("\n")[0]
     delimiter = max(",;\t", key=first.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    header = [name.strip() for name in next(reader, [])]
+    lines = _lines(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), file)
+    header = [name.strip() for name in next(lines, (1, []))[1]]
     if "path" not in header and "slide_id" not in header:
         raise UsageError(
             f"The manifest {file} has neither a path nor a slide_id column (it has: {', '.join(header) or 'none'}).",
@@ -156,18 +157,28 @@ def _read_csv(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
             "Give each column a name of its own.",
         )
     records = []
-    for fields in reader:
+    for line, fields in lines:
         if not any(value.strip() for value in fields):
             continue
         if len(fields) != len(header):
             raise UsageError(
-                f"{file}, line {reader.line_num}: {len(fields)} values for {len(header)} columns.",
+                f"{file}, line {line}: {len(fields)} values for {len(header)} columns.",
                 "Quote values that contain the separator.",
             )
-        records.append((reader.line_num, dict(zip(header, (value.strip() for value in fields), strict=True))))
+        records.append((line, dict(zip(header, (value.strip() for value in fields), strict=True))))
     if not records:
         raise UsageError(f"The manifest {file} has no rows.", "Add a row per slide.")
     return header, records
+
+
+def _lines(reader: Any, file: Path) -> Iterator[tuple[int, list[str]]]:
+    try:
+        for fields in reader:
+            yield reader.line_num, fields
+    except csv.Error as error:
+        raise UsageError(
+            f"{file}, line {reader.line_num}: this is no CSV: {error}.", "Look for a quote that is not closed."
+        ) from None
 
 
 def _text(value: str | None) -> str | None:
@@ -176,9 +187,7 @@ def _text(value: str | None) -> str | None:
 
 def _is_numeric(values: Iterable[str]) -> bool:
     filled = [value for value in values if value not in _BLANK]
-    return bool(filled) and all(
-        _NUMBER.fullmatch(value) and any(character.isdigit() for character in value) for value in filled
-    )
+    return bool(filled) and all(_NUMBER.fullmatch(value) and math.isfinite(float(value)) for value in filled)
 
 
 def _value(value: str, numeric: bool) -> str | float | None:

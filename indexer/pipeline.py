@@ -70,7 +70,7 @@ def index(
             reporter.note(f"{undone} slides of an earlier run were not finished; their rows were removed.")
         slides = register(store, request.entries, request.shard)
         book = WorkBook(store, request.cohort_mpp, request.retry)
-        write = WriteStage(Committer(store, run.run_id, book), run.run_id)
+        write = WriteStage(Committer(store, run, book), run.run_id)
         tally = _Tally(reporter, len(slides))
         readers = request.readers or os.cpu_count() or 1
         flow = Flow(_planned(slides, targets, book, store, request), readers, _batch(request))
@@ -80,7 +80,7 @@ def index(
 
         try:
             reporter.start("index", None, "tiles")
-            _drive(flow, write, tally, interrupts)
+            _drive(flow, write, tally, interrupts, reporter)
             reporter.finish()
             write.flush()
         finally:
@@ -113,11 +113,14 @@ def _planned(
         yield from plan_slide(slide, groups, book, store, request)
 
 
-def _drive(flow: Flow, write: WriteStage, tally: _Tally, interrupts: _Interrupts) -> None:
+def _drive(flow: Flow, write: WriteStage, tally: _Tally, interrupts: _Interrupts, reporter: Reporter) -> None:
     try:
         with flow:
             for event in flow.events():
                 if interrupts.asked:
+                    reporter.note(
+                        "Interrupted: the slides that are whole are being written; once more ends it at once."
+                    )
                     break
                 if event is not None:
                     _handle(event, write, tally)
@@ -139,6 +142,7 @@ def _handle(event: Event, write: WriteStage, tally: _Tally) -> None:
         case StillQuarantined():
             tally.still(event)
         case Checked():
+            write.overcome(event.overcome)
             tally.checked(event.slide)
         case JobBatch():
             write.take(event)

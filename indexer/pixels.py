@@ -47,7 +47,7 @@ class TileReader:
         self._slide, self._plan = slide, plan
         self._page: VipsPage | None = None
         self._lock = threading.Lock()
-        self._fallbacks = 0
+        self._fallbacks: set[int] = set()
         self.path: ReaderPath = "openslide"
         self.why = ""
         if plan.slide.vendor == "image":
@@ -73,7 +73,7 @@ class TileReader:
     @property
     def fallbacks(self) -> int:
         """How many tiles OpenSlide read although `path` is `vips`."""
-        return self._fallbacks
+        return len(self._fallbacks)
 
     def read(self, index: int) -> NDArray[np.uint8]:
         """Read one tile: uint8 [tile_px, tile_px, 3].
@@ -88,10 +88,11 @@ class TileReader:
             except TileError as error:
                 if page.suspect:  # what it decodes from now on may be damaged too
                     self._page, self.why = None, error.message
+        pixels = self._by_openslide(index)
         if self.path == "vips":
             with self._lock:
-                self._fallbacks += 1
-        return self._by_openslide(index)
+                self._fallbacks.add(index)  # once, however often it is read
+        return pixels
 
     def read_batch(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
         """Read several tiles: uint8 [B, tile_px, tile_px, 3].

@@ -38,8 +38,10 @@ def plan_slide(
         request: what was asked.
     """
     print_, error = _fingerprint(slide, request)
+    is_well = True
     for group in groups:
         pending = [target for target in group if not book.is_done(target, slide, print_, request.keep_images)]
+        is_well = is_well and not pending
         ready = []
         for target in pending:
             before = book.blocking(target, slide, print_)
@@ -55,7 +57,8 @@ def plan_slide(
         yield planned
         if isinstance(planned, FailedSlide) and planned.scope.grid_id is None:
             break
-    yield Checked(slide)
+    asked = [target for group in groups for target in group]
+    yield Checked(slide, tuple(book.overcome(asked, slide, print_)) if is_well else ())
 
 
 def _plan(
@@ -70,20 +73,20 @@ def _plan(
     before = book.done_on_grid(grid, slide)
     valid = book.valid_on_grid(grid, slide, print_)
     has_images = any(row["images"] for row in valid)
-    writes_tiles = not valid or (request.keep_images and not has_images)
-    names = {target.table_name for target in targets}
+    keep_images = request.keep_images or any(row["images"] for row in before)
+    reads_again = request.retry and slide.entry.path.exists() and book.has_unread_tiles(grid, slide.slide_id)
+    writes_tiles = not valid or keep_images != has_images or reads_again
     common: dict[str, Any] = {
         "slide": slide,
         "grid": grid,
         "targets": tuple(targets),
-        "keep_images": request.keep_images or has_images,
+        "keep_images": keep_images,
         "writes_tiles": writes_tiles,
-        "replaces_tiles": bool(before),
-        "replaces": frozenset(row["table_name"] for row in before if row["table_name"] in names),
-        "obsolete": tuple(row["table_name"] for row in before if row not in valid and row["table_name"] not in names),
+        "former": tuple(row["table_name"] for row in before),
+        "stale": tuple(row["table_name"] for row in before if row not in valid),
         "attempt_hash": book.attempt_hash(slide, grid),
     }
-    if request.entries is None and has_images:
+    if request.entries is None and has_images and not writes_tiles:
         tiles = kept_tiles(store, grid.grid_id, slide.slide_no)
         made = next(row for row in valid if row["images"])
         return SlideJob(
@@ -96,8 +99,8 @@ def _plan(
             warnings=(),
             opened=None,
         )
-    # Tiles that are there decide: one that could not be read then has no row that a vector could belong to.
-    stored = store.slide_tile_ids(grid.grid_id, slide.slide_no) if valid else None
+    # Where tiles stay as they are, no vector may belong to another one.
+    stored = None if writes_tiles else store.slide_tile_ids(grid.grid_id, slide.slide_no)
     opened: Slide | None = None
     phase = "open"
     try:
@@ -121,7 +124,15 @@ def _plan(
         tiles=tiles,
         reader=reader,
         reader_path=reader.path,
-        provenance=Provenance(print_, settings_hash(grid, slide.entry), plan.true_mpp, plan.upsampling, reasons),
+        provenance=Provenance(
+            fingerprint=print_,
+            settings_hash=settings_hash(grid, slide.entry),
+            mpp=opened.info.mpp,
+            mpp_source=opened.info.mpp_source,
+            true_mpp=plan.true_mpp,
+            upsampling=plan.upsampling,
+            reasons=reasons,
+        ),
         info=info,
         warnings=tuple(plan.warnings),
         opened=opened,

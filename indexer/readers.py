@@ -15,8 +15,9 @@ from PIL import Image, UnidentifiedImageError
 
 from encoder.errors import SlideError, TileError
 
-# Above this a decoded picture would take more than 0.5 GB; such files belong in a tiled pyramid.
-MAX_PLAIN_PIXELS = 150_000_000
+# While indexing, four slides are open at once, and pictures of this size then take 1 GB; larger ones belong in
+# a tiled pyramid.
+MAX_PLAIN_PIXELS = 80_000_000
 _PLAIN_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 
 
@@ -69,15 +70,16 @@ class OpenSlideReader:
             region = handle.read_region((x0, y0), level, (width, height))
         except openslide.OpenSlideError:
             # A handle is unusable after its first error, which may have been another thread's or another
-            # tile's: a fresh one decides whether this region itself is damaged.
-            handle = self._renew(handle)
+            # tile's: one that no other thread uses decides whether this region itself is damaged.
+            fresh = self._reopened()
             try:
-                region = handle.read_region((x0, y0), level, (width, height))
+                region = fresh.read_region((x0, y0), level, (width, height))
             except openslide.OpenSlideError as error:
-                self._renew(handle)
+                fresh.close()
                 raise TileError(
                     f"{self._path}: region {width} x {height} at ({x0}, {y0}), level {level}: {error}.", _DAMAGED
                 ) from error
+            self._replace(handle, fresh)
         return on_white(region)
 
     def close(self) -> None:
@@ -92,17 +94,19 @@ class OpenSlideReader:
                 raise TileError(f"{self._path}: the slide is closed.", "Read it before closing it.")
             return self._handle
 
-    def _renew(self, failed: openslide.OpenSlide) -> openslide.OpenSlide:
-        """Replace a failed handle; it closes itself once no thread uses it any more."""
+    def _reopened(self) -> openslide.OpenSlide:
+        try:
+            return openslide.OpenSlide(self._path)
+        except (openslide.OpenSlideError, OSError) as error:
+            raise TileError(f"{self._path}: it can no longer be opened: {error}.", _DAMAGED) from error
+
+    def _replace(self, failed: openslide.OpenSlide, fresh: openslide.OpenSlide) -> None:
+        """Put a sound handle in the place of a failed one, which closes itself once no thread uses it any more."""
         with self._lock:
             if self._handle is failed:
-                try:
-                    self._handle = openslide.OpenSlide(self._path)
-                except (openslide.OpenSlideError, OSError) as error:
-                    raise TileError(f"{self._path}: it can no longer be opened: {error}.", _DAMAGED) from error
-            if self._handle is None:
-                raise TileError(f"{self._path}: the slide is closed.", "Read it before closing it.")
-            return self._handle
+                self._handle = fresh
+                return
+        fresh.close()
 
 
 class PlainReader:

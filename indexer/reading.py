@@ -49,12 +49,17 @@ def read_chunk(job: SlideJob, positions: NDArray[np.int64]) -> ReadChunk:
     reader = job.reader
     if reader is None:
         raise RuntimeError(f"The job of slide {job.slide.slide_id} was closed before its last chunk.")
-    for position in [] if job.abandoned.is_set() else positions.tolist():
+    if not job.abandoned.is_set():
         try:
-            pixels[len(good)] = reader.read(int(job.tiles.indices[position]))
-            good.append(position)
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with one tile must not stop the slide
-            failures.append(tile_failure(job, position, "read", error))
+            pixels = reader.read_batch(job.tiles.indices[positions])
+            good = positions.tolist()
+        except Exception:  # noqa: BLE001 - one tile is bad; tile by tile shows which
+            for position in positions.tolist():
+                try:
+                    pixels[len(good)] = reader.read(int(job.tiles.indices[position]))
+                    good.append(position)
+                except Exception as error:  # noqa: BLE001 - whatever is wrong with one tile must not stop the slide
+                    failures.append(tile_failure(job, position, "read", error))
     pixels = pixels[: len(good)]
     thumbs = [_jpeg(tile, _THUMB_QUALITY, THUMB_PX) for tile in pixels] if job.writes_tiles else None
     kept = job.writes_tiles and job.keep_images

@@ -16,8 +16,8 @@ from indexer.work import scope_of
 def recover(store: Store, shard: tuple[int, int] | None, run_id: str) -> int:
     """Delete the rows of unfinished slides and close the failures that were overcome.
 
-    A slide whose rows are not as many as its `done` row says was being replaced; its `done` row goes first,
-    so that another crash finds it unfinished.
+    A slide whose rows are not as many as its `done` row says is not finished either: a table was lost, or its
+    tiles were being written again. Its `done` row goes first, so that another crash finds it unfinished.
 
     Args:
         shard: part of the slides that this run may touch.
@@ -28,7 +28,10 @@ def recover(store: Store, shard: tuple[int, int] | None, run_id: str) -> int:
     slides = store.read("slides", ["slide_no", "slide_id"]).to_pylist()
     ours = {row["slide_no"]: row["slide_id"] for row in slides if in_shard(row["slide_id"], shard)}
     done = [row for row in store.done().to_pylist() if row["slide_no"] in ours]
-    tables = store.tables()
+    # A table that is gone counts too: its slides are not finished.
+    tables = sorted({*store.tables(), *(row["table_name"] for row in done)})
+    grids = {name.removeprefix("tiles_") for name in tables if name.startswith("tiles_")}
+    grids |= {grid_id for name in tables if (grid_id := _grid_of(name)) is not None}
     touched: set[int] = set()
     for name in tables:
         if schema.split_vectors_name(name) is not None:
@@ -37,21 +40,19 @@ def recover(store: Store, shard: tuple[int, int] | None, run_id: str) -> int:
             _purge(store, [name], wrong)
             done = [row for row in done if row["table_name"] != name or row["slide_no"] not in wrong]
             touched |= wrong
-    for name in tables:
-        if name.startswith("tiles_"):
-            on_grid = [table for table in tables if _grid_of(table) == name.removeprefix("tiles_")]
-            rows = sorted((row for row in done if row["table_name"] in on_grid), key=lambda row: row["at"])
-            wrong = _wrong_slides(store, name, {row["slide_no"]: row["tiles"] for row in rows}, ours)
-            _purge(store, [*on_grid, name], wrong)
-            done = [row for row in done if row["table_name"] not in on_grid or row["slide_no"] not in wrong]
-            touched |= wrong
+    for grid_id in sorted(grids):
+        name = schema.tiles_table_name(grid_id)
+        on_grid = [table for table in tables if _grid_of(table) == grid_id]
+        rows = sorted((row for row in done if row["table_name"] in on_grid), key=lambda row: row["at"])
+        wrong = _wrong_slides(store, name, {row["slide_no"]: row["tiles"] for row in rows}, ours)
+        _purge(store, [*on_grid, name], wrong)
+        done = [row for row in done if row["table_name"] not in on_grid or row["slide_no"] not in wrong]
+        touched |= wrong
     _close_overcome(store, done, set(ours.values()), run_id)
     return len(touched)
 
 
 def _wrong_slides(store: Store, name: str, expected: Mapping[int, int], ours: Collection[int]) -> set[int]:
-    if store.count(name) == sum(expected.values()):
-        return set()
     found = {number: rows for number, rows in store.rows_per_slide(name).items() if number in ours}
     return {number for number in found.keys() | expected.keys() if found.get(number, 0) != expected.get(number, 0)}
 
@@ -76,10 +77,11 @@ def _close_overcome(store: Store, done: list[dict[str, Any]], slide_ids: set[str
 
 
 def _overcame(done: dict[str, Any], failure: dict[str, Any]) -> bool:
-    """Whether a slide was finished after a failure that stood in the way of it, or a tile's file is no more."""
+    """Whether a slide was finished after a failure that stood in the way of it, or a bad tile is no more."""
     encoder_id, grid_id = schema.split_vectors_name(done["table_name"]) or ("", "")
     in_scope = scope_of(failure).covers(grid_id, encoder_id) and done["at"] > failure["at"]
-    return in_scope and (failure["tile_key"] is None or failure["fingerprint"] != done["fingerprint"])
+    is_of_another_file = failure["fingerprint"] != done["fingerprint"]
+    return in_scope and (failure["tile_key"] is None or is_of_another_file or not done["bad_tiles"])
 
 
 def _grid_of(table_name: str) -> str | None:

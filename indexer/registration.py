@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +16,8 @@ from indexer import schema
 from indexer.manifest import SlideEntry, resolved
 from indexer.slide_files import fingerprint
 from indexer.store import Store
+
+_UNFIT = ".`'\""  # in a column's name
 
 
 @dataclass(frozen=True)
@@ -191,13 +193,9 @@ def _add_columns(store: Store, entries: Sequence[SlideEntry]) -> None:
 
 def _column_types(entries: Sequence[SlideEntry], have: pa.Schema) -> dict[str, pa.DataType]:
     types: dict[str, pa.DataType] = {}
+    _check_names({name: None for entry in entries for name in entry.extra}, have.names)
     for entry in entries:
         for name, value in entry.extra.items():
-            if name.lower() in schema.RESERVED_SLIDE_COLUMNS or "." in name:
-                raise UsageError(
-                    f"The manifest column {name!r} bears a name that the store cannot take.",
-                    fix="Rename it; " + ("leave out the dot." if "." in name else "the store has its own."),
-                )
             if value is None:
                 continue
             existing = have.field(name).type if name in have.names else None
@@ -212,10 +210,34 @@ def _column_types(entries: Sequence[SlideEntry], have: pa.Schema) -> dict[str, p
     return types
 
 
+def _check_names(names: Iterable[str], have: Sequence[str]) -> None:
+    """Refuse column names that would make the table unreadable or its queries ambiguous.
+
+    Raises:
+        UsageError: names the column.
+    """
+    known = {name.lower(): name for name in have}
+    for name in names:
+        other = known.setdefault(name.lower(), name)
+        if name.lower() in schema.RESERVED_SLIDE_COLUMNS or name.lower().startswith("_row"):
+            why = "the store has its own of that name"
+        elif not name.isprintable() or any(character in _UNFIT for character in name):
+            why = "leave out dots, quotes and what cannot be printed"
+        elif other != name:
+            why = f"{other!r} differs from it by upper and lower case only"
+        else:
+            continue
+        raise UsageError(f"The manifest column {name!r} bears a name that the store cannot take.", f"Rename it: {why}.")
+
+
 def _refuse_other_file(entry: SlideEntry, stored: Path, stored_fingerprint: str | None) -> None:
     if entry.path == stored or stored_fingerprint is None or not stored.exists() or not entry.path.exists():
         return
-    if fingerprint(entry.path) != stored_fingerprint:
+    try:
+        is_other = fingerprint(entry.path) != stored_fingerprint
+    except OSError:
+        return  # the plan stage says so, and the other slides go on
+    if is_other:
         raise UsageError(
             f"The slide id {entry.slide_id} belongs to {stored}, and {entry.path} is another file.",
             fix="Give one of them an id of its own in the manifest's slide_id column.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -67,7 +68,7 @@ class RunLock:
         self._store = store
         self._shard = shard
         self._stop = threading.Event()
-        self._beating = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._beating = threading.Thread(target=self._beat, name=_thread_name(self.run_id), daemon=True)
         me = this_process()
         now = datetime.now(UTC)
         self._row = {
@@ -96,31 +97,50 @@ class RunLock:
         dead = [row for row in others if not is_alive(row)]
         if dead:
             self._update("run-dead", [{"run_id": row["run_id"], "status": "died"} for row in dead])
-        self._store.lance.append("run-starting", "runs", pa.Table.from_pylist([self._row], schema=schema.RUNS))
-        # Two drivers may both have seen nobody. Rows lie in the order of their commits, so of those that
-        # are starting the first stays; one that is already running was there before.
+        self._beating.start()  # before the row is there: its thread is what makes it alive
         try:
+            self._store.lance.append("run-starting", "runs", pa.Table.from_pylist([self._row], schema=schema.RUNS))
+            # Two drivers may both have seen nobody. Rows lie in the order of their commits, so of those that
+            # are starting the first stays; one that is already running was there before.
             self._refuse_beside([row for row in self._others(before_mine=True) if is_alive(row)])
-        except StoreError:
-            self._end("withdrawn", {}, {})
+            self._update("run-running", [{"run_id": self.run_id, "status": "running"}])
+        except BaseException:
+            self._leave("withdrawn")
             raise
-        self._update("run-running", [{"run_id": self.run_id, "status": "running"}])
-        self._beating.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.set()
-        self._beating.join()
-        if not self._ended:
-            self._end("interrupted" if kind is KeyboardInterrupt else "failed", {}, {})
+        self._leave("interrupted" if kind is KeyboardInterrupt else "failed")
+
+    def check(self) -> None:
+        """Make sure that the run still holds the store.
+
+        Raises:
+            StoreError: its row says otherwise; another driver took this one for dead.
+        """
+        rows = self._store.read("runs", ["status"], f"run_id = {sql_text(self.run_id)}")["status"].to_pylist()
+        if rows != ["running"]:
+            raise StoreError(
+                f"Another driver has taken over the store {self._store.uri}: "
+                "no heartbeat of this run arrived in time, and nothing more of it is written.",
+                fix="Index again once the other driver is through.",
+            )
 
     def finish(self, status: str, counts: dict[str, Any], stages: dict[str, Any]) -> None:
         """Write the end of the run: `finished`, `interrupted` or `failed`, with its counts and seconds."""
         self._stop.set()
         self._beating.join()
         self._end(status, counts, stages)
+
+    def _leave(self, status: str) -> None:
+        """Say that the run is over where it did not finish; what ended it matters more than that this succeeds."""
+        self._stop.set()
+        self._beating.join()
+        if not self._ended:
+            with contextlib.suppress(StoreError):  # the thread is gone, so the row counts as dead all the same
+                self._end(status, {}, {})
 
     def _end(self, status: str, counts: dict[str, Any], stages: dict[str, Any]) -> None:
         now = datetime.now(UTC)
@@ -176,11 +196,18 @@ def are_disjoint(a: tuple[int, int] | None, b: tuple[int, int] | None) -> bool:
 def is_alive(row: dict[str, Any], now: datetime | None = None) -> bool:
     """Whether the driver of an unfinished `runs` row may still be at work.
 
-    Of this machine the process table tells at once; of another one the age of the heartbeat.
+    Of this machine the process table tells at once, and of this process its heartbeat threads; of another
+    machine, or where the process table is hidden, the age of the heartbeat.
     """
     me = this_process()
     if row["machine"] == me.machine:
-        return process_started(row["pid"]) == row["pid_started"]
+        started = process_started(row["pid"])
+        if started is None or (started and started != row["pid_started"]):
+            return False
+        if row["pid"] == me.pid:
+            return any(thread.name == _thread_name(row["run_id"]) for thread in threading.enumerate())
+        if started:
+            return True
     return (now or datetime.now(UTC)) - row["heartbeat_at"] < STALE_AFTER
 
 
@@ -191,21 +218,26 @@ def this_process() -> Process:
 
 
 def process_started(pid: int) -> str | None:
-    """Start time of a process of this machine; None where there is none of that number."""
-    stat = Path(f"/proc/{pid}/stat")
-    if stat.parent.parent.joinpath("self").exists():
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()  # the name before it may hold anything
-        except (FileNotFoundError, ProcessLookupError):
-            return None
-        return None if fields[0] in "ZX" else fields[19]
+    """Start time of a process of this machine: None where there is none, "" where it cannot be told."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # a name may hold anything
+    except OSError:  # no such process, or the process table is hidden or not there
+        return "" if _exists(pid) else None
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def _exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
-        return None
+        return False
     except PermissionError:
-        return ""
-    return ""  # no /proc: the number alone must do
+        return True
+    return True
+
+
+def _thread_name(run_id: str) -> str:
+    return f"heartbeat {run_id}"
 
 
 def _machine() -> str:

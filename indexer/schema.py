@@ -94,6 +94,8 @@ DONE = pa.schema(
         pa.field("tiles", pa.int64()),
         pa.field("bad_tiles", pa.int32()),
         pa.field("images", pa.bool_()),
+        pa.field("mpp", pa.float64()),
+        pa.field("mpp_source", pa.string()),
         pa.field("true_mpp", pa.float64()),
         pa.field("upsampling", pa.float64()),
         pa.field("reasons", pa.string()),

@@ -81,18 +81,28 @@ def _series_members(path: Path) -> list[Path]:
 
 
 def _series_uid(path: Path) -> str | None:
-    """Read SeriesInstanceUID from a DICOM header in explicit little endian, as slides are stored."""
-    with path.open("rb") as stream:
-        if stream.read(132)[128:] != b"DICM":
+    """Read SeriesInstanceUID from a DICOM header in explicit little endian, as slides are stored.
+
+    None where the file cannot be read: it is a slide by itself until it is opened, where that can be said.
+    """
+    try:
+        with path.open("rb") as stream:
+            return _uid_in(stream)
+    except OSError:
+        return None
+
+
+def _uid_in(stream: BinaryIO) -> str | None:
+    if stream.read(132)[128:] != b"DICM":
+        return None
+    while (element := _element(stream)) is not None:
+        tag, _, length = element
+        if tag == _SERIES_UID:
+            return stream.read(length).decode("ascii", "replace").strip("\0 ")
+        if tag > _SERIES_UID and tag[0] < 0xFFFE:
             return None
-        while (element := _element(stream)) is not None:
-            tag, _, length = element
-            if tag == _SERIES_UID:
-                return stream.read(length).decode("ascii", "replace").strip("\0 ")
-            if tag > _SERIES_UID and tag[0] < 0xFFFE:
-                return None
-            if not _skip(stream, length):
-                return None
+        if not _skip(stream, length):
+            return None
     return None
 
 

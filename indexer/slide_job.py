@@ -30,6 +30,9 @@ class Reads(Protocol):
     def read(self, index: int) -> NDArray[np.uint8]:
         """Read one tile, uint8 [tile_px, tile_px, 3]; safe from several threads."""
 
+    def read_batch(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Read tiles, uint8 [N, tile_px, tile_px, 3]; safe from several threads, and an error if one is bad."""
+
 
 @dataclass(frozen=True)
 class TileList:
@@ -62,10 +65,12 @@ class TileList:
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a job's tiles were made, for its `done` rows; `reasons` is JSON."""
+    """How a job's tiles were made, for its `done` rows; `mpp` is the slide's own, `reasons` is JSON."""
 
     fingerprint: str
     settings_hash: str
+    mpp: float
+    mpp_source: str
     true_mpp: float
     upsampling: float
     reasons: str
@@ -109,9 +114,14 @@ class StillQuarantined:
 
 @dataclass(frozen=True)
 class Checked:
-    """The plan stage has said all about a slide."""
+    """The plan stage has said all about a slide.
+
+    Attributes:
+        overcome: open `quarantine` rows that the slide as it is now has outlived.
+    """
 
     slide: RegisteredSlide
+    overcome: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(eq=False)
@@ -124,10 +134,9 @@ class SlideJob:
         reader_path: how it reads.
         info: new values of the slide's row in `slides`; None where they are known.
         keep_images: whether the tiles are stored as JPEG.
-        writes_tiles: whether the tiles table needs the rows too.
-        replaces_tiles: whether it holds rows of this slide.
-        replaces: names of the targets' tables that hold rows of this slide.
-        obsolete: names of other vectors tables of the grid, which describe the slide as it was before.
+        writes_tiles: whether the tiles table needs the rows too, or needs them with their pictures.
+        former: names of the grid's vectors tables that hold rows of this slide.
+        stale: those of them that describe the slide as it was before.
         attempt_hash: see `FailedSlide.settings_hash`.
         warnings: what the user should know about the slide.
         opened: to be closed after the last tile; None where no file is open.
@@ -145,14 +154,19 @@ class SlideJob:
     info: dict[str, Any] | None
     keep_images: bool
     writes_tiles: bool
-    replaces_tiles: bool
-    replaces: frozenset[str]
-    obsolete: tuple[str, ...]
+    former: tuple[str, ...]
+    stale: tuple[str, ...]
     attempt_hash: str
     warnings: tuple[str, ...]
     opened: Slide | None
     abandoned: threading.Event = field(default_factory=threading.Event)
     fallbacks: int = 0
+
+    @property
+    def obsolete(self) -> tuple[str, ...]:
+        """Stale tables that nobody asked to fill again."""
+        asked = {target.table_name for target in self.targets}
+        return tuple(name for name in self.stale if name not in asked)
 
     def close(self) -> None:
         """Release the slide's file and what reads it."""

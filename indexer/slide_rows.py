@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from encoder.errors import StoreError
 from indexer import schema
 from indexer.embedding import EmbeddedBatch, Vectors
 from indexer.slide_job import FailedSlide, SlideJob, TileFailure, failed_job
@@ -39,7 +41,8 @@ class RowPile:
         """Put a batch on the pile."""
         self.rows += len(batch)
         if self._writer is not None:
-            self._writer.write_batch(batch)
+            with _spooling():
+                self._writer.write_batch(batch)
             return
         self._batches.append(batch)
         self.memory_bytes += batch.nbytes
@@ -47,10 +50,11 @@ class RowPile:
     def spool(self) -> None:
         """Move what is there, and all that follows, to disk; the file vanishes with the process."""
         if self._writer is None:
-            self._file = tempfile.TemporaryFile(prefix="histoseek-")  # noqa: SIM115 - closed in `close`
-            self._writer = pa.ipc.new_stream(self._file, self.schema)
-            for batch in self._batches:
-                self._writer.write_batch(batch)
+            with _spooling():
+                self._file = tempfile.TemporaryFile(prefix="histoseek-")  # noqa: SIM115 - closed in `close`
+                self._writer = pa.ipc.new_stream(self._file, self.schema)
+                for batch in self._batches:
+                    self._writer.write_batch(batch)
             self._batches, self.memory_bytes = [], 0
 
     def batches(self) -> Iterator[pa.RecordBatch]:
@@ -58,8 +62,9 @@ class RowPile:
         if self._file is None:
             yield from self._batches
             return
-        self._writer.close()
-        self._file.seek(0)
+        with _spooling():
+            self._writer.close()
+            self._file.seek(0)
         yield from pa.ipc.open_stream(self._file)
 
     def close(self) -> None:
@@ -67,6 +72,17 @@ class RowPile:
         self._batches = []
         if self._file is not None:
             self._file.close()
+
+
+@contextmanager
+def _spooling() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"Rows of a large slide could not be put aside in {tempfile.gettempdir()}: {error.strerror or error}.",
+            fix="Make room there, or set TMPDIR to a folder with more space.",
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -92,6 +108,11 @@ class FinishedSlide:
     def piles(self) -> list[RowPile]:
         """All row piles."""
         return [*self.vectors.values(), *([self.tiles] if self.tiles is not None else [])]
+
+    @property
+    def replaced(self) -> list[str]:
+        """Vectors tables that lose their rows of this slide: those written again, and those out of date."""
+        return [name for name in self.job.former if name in self.vectors or name in self.job.stale]
 
     @property
     def rows(self) -> int:
@@ -123,7 +144,7 @@ class SlideRows:
         self._vectors = [RowPile(target_schema(job, n)) for n in range(len(job.targets))]
         self._read_failures: list[TileFailure] = []
         self._embed_failures: list[list[TileFailure]] = [[] for _ in job.targets]
-        self._read = 0
+        self._taken = 0
 
     def add(self, batch: EmbeddedBatch) -> None:
         """Take the rows of a batch; sets the job's `abandoned` once too many tiles were bad."""
@@ -132,15 +153,15 @@ class SlideRows:
             self._job.abandoned.set()
         if self._job.abandoned.is_set():
             return
-        self._read += len(batch.positions)
-        if self._tiles is not None and len(batch.positions):
+        self._taken += batch.planned
+        if self._tiles is not None:
             self._tiles.add(self._tile_rows(batch))
         for n, vectors in enumerate(batch.vectors):
             self._embed_failures[n] += vectors.failures
             if len(vectors.kept):
                 self._vectors[n].add(self._vector_rows(n, batch.positions, vectors))
         piles = [*self._vectors, *([self._tiles] if self._tiles is not None else [])]
-        if self._read > FLUSH_ROWS or sum(pile.memory_bytes for pile in piles) > FLUSH_BYTES:
+        if self._taken > FLUSH_ROWS or sum(pile.memory_bytes for pile in piles) > FLUSH_BYTES:
             for pile in piles:
                 pile.spool()
 
@@ -184,14 +205,17 @@ class SlideRows:
         )
 
     def _tile_rows(self, batch: EmbeddedBatch) -> pa.RecordBatch:
-        tiles, at = self._job.tiles, batch.positions
-        count = len(at)
+        """Rows of all tiles of a batch: one that could not be read is a tile too, without pictures."""
+        tiles = self._job.tiles
+        unread = [failure.position for failure in batch.failures]
+        at = np.concatenate([batch.positions, np.asarray(unread, np.int64)])
+        blank = [None] * len(unread)
         columns = [
             *self._place(at),
-            pa.array(np.full(count, tiles.extent_px0, np.int32)),
+            pa.array(np.full(len(at), tiles.extent_px0, np.int32)),
             pa.array(tiles.tissue[at]),
-            pa.array(batch.thumbs, pa.binary()),
-            pa.nulls(count, pa.binary()) if batch.images is None else pa.array(batch.images, pa.binary()),
+            pa.array([*(batch.thumbs or []), *blank], pa.binary()),
+            pa.nulls(len(at), pa.binary()) if batch.images is None else pa.array([*batch.images, *blank], pa.binary()),
         ]
         return pa.record_batch(columns, schema=schema.TILES)
 
@@ -221,9 +245,11 @@ class SlideRows:
             "fingerprint": made.fingerprint,
             "settings_hash": made.settings_hash,
             "rows": rows,
-            "tiles": self._read if job.writes_tiles else len(job.tiles),
+            "tiles": len(job.tiles),
             "bad_tiles": bad,
             "images": job.keep_images,
+            "mpp": made.mpp,
+            "mpp_source": made.mpp_source,
             "true_mpp": made.true_mpp,
             "upsampling": made.upsampling,
             "reasons": made.reasons,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from encoder.errors import StoreError
 from indexer import schema
-from indexer.tables import Tables, is_local, local_folder_state, sql_in, sql_text
+from indexer.tables import Tables, is_local, local_folder_state, plain_path, sql_in, sql_text
 
 SlideStatus = str  # registered, indexed, empty, quarantined
 
@@ -89,11 +89,11 @@ class Store:
 
     def grids(self) -> pa.Table:
         """Grids, oldest first."""
-        return self.lance.read("grids")
+        return _first_of_each(self.lance.read("grids"), "grid_id")
 
     def encoders(self) -> pa.Table:
         """Encoders, oldest first."""
-        return self.lance.read("encoders")
+        return _first_of_each(self.lance.read("encoders"), "encoder_id")
 
     def load_encoder_files(self, encoder_id: str) -> dict[str, bytes]:
         """Contents of an encoder's checkpoint files by name.
@@ -240,7 +240,7 @@ def open_store(uri: str, read_only: bool = False, on_commit: Callable[[str], Non
     Raises:
         StoreError: nothing is there, it is no store, or its format is another version's.
     """
-    uri = str(uri)
+    uri = plain_path(str(uri))
     if is_local(uri) and local_folder_state(uri) == "absent":
         raise StoreError(f"There is no store at {uri}.", fix="`histoseek index` makes one.")
     store = Store(_connect(uri, read_only, on_commit))
@@ -260,7 +260,7 @@ def create_store(uri: str, on_commit: Callable[[str], None] | None = None) -> St
     Raises:
         StoreError: the place holds something else, or a store of another format version.
     """
-    uri = str(uri)
+    uri = plain_path(str(uri))
     in_use = is_local(uri) and local_folder_state(uri) == "used"
     store = Store(_connect(uri, False, on_commit))
     if in_use and "meta" not in store.tables():  # a creation that was killed leaves at least its folder
@@ -278,6 +278,12 @@ def create_store(uri: str, on_commit: Callable[[str], None] | None = None) -> St
     for name, table_schema in schema.FIXED_TABLES.items():
         store.lance.create(name, table_schema)
     return store
+
+
+def _first_of_each(rows: pa.Table, key: str) -> pa.Table:
+    """Rows without their repetitions: two drivers that start at once may both have written what they share."""
+    _, first = np.unique(rows[key].to_numpy(zero_copy_only=False).astype(str), return_index=True)
+    return rows.take(np.sort(first))
 
 
 def _connect(uri: str, read_only: bool, on_commit: Callable[[str], None] | None) -> Tables:

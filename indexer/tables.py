@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import lancedb
 import pyarrow as pa
@@ -46,33 +47,43 @@ class Tables:
         names: list[str] = []
         page: str | None = None
         while True:
-            answer = self._db.list_tables(page_token=page, limit=1000)
+            try:
+                answer = self._db.list_tables(page_token=page, limit=1000)
+            except (OSError, RuntimeError, ValueError) as error:
+                raise StoreError(f"The tables of the store {self.uri} could not be listed: {error}") from error
             names += answer.tables
             page = answer.page_token
             if not page:
                 return sorted(names)
 
     def has(self, name: str) -> bool:
-        """Whether a table can be opened (a killed creation may leave a folder that cannot)."""
-        try:
-            self._handle(name)
-        except StoreError:
-            return False
-        return True
+        """Whether there is a table (a killed creation may leave a folder that is none).
+
+        Raises:
+            StoreError: there is one, and it is damaged.
+        """
+        return self._opened(name) is not None
 
     def version(self, name: str) -> int:
         """Latest version of a table; 0 where it does not exist."""
-        return int(self._handle(name).version) if self.has(name) else 0
+        if not self.has(name):
+            return 0
+        with self._reading(name):
+            return int(self._handle(name).version)
 
     def schema(self, name: str) -> pa.Schema:
         """Schema of a table; the declared one for a fixed table that does not exist yet."""
         if name in FIXED_TABLES and not self.has(name):
             return FIXED_TABLES[name]
-        return self._handle(name).schema
+        with self._reading(name):
+            return self._handle(name).schema
 
     def count(self, name: str, where: str | None = None) -> int:
         """Rows of a table that match a filter; 0 where the table does not exist."""
-        return int(self._handle(name).count_rows(where)) if self.has(name) else 0
+        if not self.has(name):
+            return 0
+        with self._reading(name):
+            return int(self._handle(name).count_rows(where))
 
     def scan(
         self,
@@ -122,25 +133,22 @@ class Tables:
         point: str,
         name: str,
         keys: Sequence[str],
-        rows: pa.Table | pa.RecordBatchReader,
-        replaces: str | None = None,
+        rows: pa.Table,
     ) -> None:
         """Update the rows with the same keys and insert the others, in one commit.
+
+        A merge reads the whole table: for small tables only.
 
         Args:
             point: name of the commit for `on_commit`.
             name: of the table.
             keys: columns that identify a row.
             rows: full rows; keys must not repeat among them.
-            replaces: filter of the rows to be deleted where they are not among `rows`.
         """
         self._refuse_if_read_only()
-        merge = self._handle(name).merge_insert(list(keys))
-        merge = merge.when_matched_update_all().when_not_matched_insert_all()
-        if replaces is not None:
-            merge = merge.when_not_matched_by_source_delete(replaces)
         with self._writing(name):
-            merge.execute(rows)
+            merge = self._handle(name).merge_insert(list(keys))
+            merge.when_matched_update_all().when_not_matched_insert_all().execute(rows)
         self._committed(point)
 
     def update_columns(self, point: str, name: str, key: str, rows: pa.Table) -> None:
@@ -172,12 +180,21 @@ class Tables:
         return query if where is None else query.where(where)
 
     def _handle(self, name: str) -> Any:
+        handle = self._opened(name)
+        if handle is None:
+            raise StoreError(f"The store {self.uri} has no table {name}.")
+        return handle
+
+    def _opened(self, name: str) -> Any | None:
         with self._lock:
             if name not in self._handles:
-                try:
-                    self._handles[name] = self._db.open_table(name)
-                except ValueError as error:
-                    raise StoreError(f"The store {self.uri} has no table {name}.") from error
+                with self._reading(name):
+                    try:
+                        self._handles[name] = self._db.open_table(name)
+                    except ValueError as error:
+                        if "not found" not in str(error):
+                            raise
+                        return None
             return self._handles[name]
 
     @contextmanager
@@ -209,8 +226,14 @@ class Tables:
             raise StoreError(f"The store {self.uri} was opened for reading only.")
 
 
+def plain_path(uri: str) -> str:
+    """A URI, as a path where it is one of this machine's files."""
+    scheme = "file://"
+    return unquote(uri.removeprefix(scheme)) if uri.startswith(scheme) else uri
+
+
 def is_local(uri: str) -> bool:
-    """Whether a URI is a directory of this machine."""
+    """Whether a URI, as `plain_path` gives it, is a directory of this machine."""
     return "://" not in uri
 
 

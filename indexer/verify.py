@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,8 +80,12 @@ def verify(store_uri: str, slides: bool = True) -> VerifyReport:
         done = store.done().to_pylist()
     except StoreError as error:
         return VerifyReport({}, 0, (*problems, Problem("unreadable", error.message)))
-    for grid_id in sorted({name.removeprefix("tiles_") for name in store.tables() if name.startswith("tiles_")}):
-        problems += _check_grid(store, grid_id, names, done, rows)
+    tables = sorted({*store.tables(), *(row["table_name"] for row in done)})  # also those that should be there
+    grids = {name.removeprefix("tiles_") for name in tables if name.startswith("tiles_")}
+    grids |= {pair[1] for name in tables if (pair := schema.split_vectors_name(name)) is not None}
+    for grid_id in sorted(grids):
+        on_grid = [name for name in tables if (schema.split_vectors_name(name) or ("", ""))[1] == grid_id]
+        problems += _check_grid(store, grid_id, on_grid, names, done, rows)
     checked = 0
     if slides:
         for row in store.slides().to_pylist():
@@ -102,8 +106,10 @@ def _check_identities(store: Store) -> Iterator[Problem]:
     encoders = set(store.encoders()["encoder_id"].to_pylist())
     copied = set(store.read("encoder_files", ["encoder_id"])["encoder_id"].to_pylist())
     grids = set(store.grids()["grid_id"].to_pylist())
-    for encoder_id, grid_id, _ in store.vector_tables():
-        name = schema.vectors_table_name(encoder_id, grid_id)
+    for name in store.tables():
+        encoder_id, grid_id = schema.split_vectors_name(name) or ("", "")
+        if not encoder_id:
+            continue
         if encoder_id not in encoders or encoder_id not in copied:
             yield Problem("encoder", f"The store does not hold the encoder {encoder_id}.", name)
         if grid_id not in grids:
@@ -111,7 +117,12 @@ def _check_identities(store: Store) -> Iterator[Problem]:
 
 
 def _check_grid(
-    store: Store, grid_id: str, names: dict[int, str], done: list[dict[str, Any]], rows: dict[str, int]
+    store: Store,
+    grid_id: str,
+    tables: Sequence[str],
+    names: dict[int, str],
+    done: list[dict[str, Any]],
+    rows: dict[str, int],
 ) -> Iterator[Problem]:
     tiles_name = schema.tiles_table_name(grid_id)
     try:
@@ -121,7 +132,6 @@ def _check_grid(
         return
     rows[tiles_name] = len(tiles.ids)
     yield from _check_places(tiles_name, tiles, names)
-    tables = [schema.vectors_table_name(e, g) for e, g, _ in store.vector_tables() if g == grid_id]
     on_grid = [row for row in done if row["table_name"] in tables]
     yield from _unfinished(tiles_name, tiles, {row["slide_no"] for row in on_grid}, names)
     for name in tables:

@@ -56,6 +56,8 @@ class WorkBook:
         Args:
             images: whether the tiles' images must have been kept too.
         """
+        if self._retry and self._bad_tiles(target, slide.slide_id):
+            return False
         valid = self.valid_on_grid(target.grid, slide, fingerprint)
         if images and not any(row["images"] for row in valid):
             return False
@@ -66,15 +68,46 @@ class WorkBook:
         return self._on_grid.get((grid.grid_id, slide.slide_no), [])
 
     def valid_on_grid(self, grid: Grid, slide: RegisteredSlide, fingerprint: str) -> list[dict[str, Any]]:
-        """Those of them that were made from this file with these settings: its tiles are there."""
-        if self._cohort_mpp is not None and slide.mpp_source == "cohort" and slide.mpp != self._cohort_mpp:
-            return []
+        """Those of them that were made from this file, at this scale, with these settings: its tiles are there."""
         wanted = settings_hash(grid, slide.entry)
         return [
             row
             for row in self.done_on_grid(grid, slide)
-            if row["fingerprint"] == fingerprint and row["settings_hash"] == wanted
+            if row["fingerprint"] == fingerprint and row["settings_hash"] == wanted and self._is_at_scale(row)
         ]
+
+    def _is_at_scale(self, row: dict[str, Any]) -> bool:
+        """Whether a slide that does not say its scale was done at the one that is given for such now."""
+        return row["mpp_source"] != "cohort" or self._cohort_mpp in (None, row["mpp"])
+
+    def has_unread_tiles(self, grid: Grid, slide_id: str) -> bool:
+        """Whether tiles of a slide could not be read when its tiles were written."""
+        rows = self.open_failures(slide_id)
+        return any(row["tile_key"] and row["grid_id"] == grid.grid_id and not row["encoder_id"] for row in rows)
+
+    def _bad_tiles(self, target: Target, slide_id: str) -> bool:
+        covering = (
+            row for row in self.open_failures(slide_id) if scope_of(row).covers(target.grid.grid_id, target.encoder_id)
+        )
+        return any(row["tile_key"] is not None for row in covering)
+
+    def overcome(self, targets: Sequence[Target], slide: RegisteredSlide, fingerprint: str) -> list[dict[str, Any]]:
+        """Open failures that stood in the way of targets, all done, under another file or other settings.
+
+        So a slide whose file was away for a while is well again once it is back.
+        """
+        return [
+            row
+            for row in self.open_failures(slide.slide_id)
+            if row["tile_key"] is None and any(self._has_changed(row, target, slide, fingerprint) for target in targets)
+        ]
+
+    def _has_changed(self, failure: dict[str, Any], target: Target, slide: RegisteredSlide, fingerprint: str) -> bool:
+        scope = scope_of(failure)
+        if not scope.covers(target.grid.grid_id, target.encoder_id):
+            return False
+        now = self.attempt_hash(slide, None if scope.grid_id is None else target.grid)
+        return bool(failure["fingerprint"] != fingerprint or failure["settings_hash"] != now)
 
     def blocking(self, target: Target, slide: RegisteredSlide, fingerprint: str) -> dict[str, Any] | None:
         """The open failure that stands in the way of a slide's vectors, where nothing about it has changed."""
@@ -84,9 +117,7 @@ class WorkBook:
             scope = scope_of(row)
             if row["tile_key"] is not None or not scope.covers(target.grid.grid_id, target.encoder_id):
                 continue
-            grid = None if scope.grid_id is None else target.grid
-            same = row["fingerprint"] == fingerprint
-            if same and row["settings_hash"] == attempt_hash(slide.entry, self._cohort_mpp, grid):
+            if not self._has_changed(row, target, slide, fingerprint):
                 return row
         return None
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic, perf_counter
+from typing import Any
 
 from indexer.commits import Committer
 from indexer.flow import JobBatch
@@ -29,6 +30,7 @@ class WriteStage:
         self._collecting: dict[SlideJob, SlideRows] = {}
         self._finished: list[FinishedSlide] = []
         self._failed: list[FailedSlide] = []
+        self._overcome: list[dict[str, Any]] = []
         self._since = clock()
 
     def take(self, event: JobBatch) -> None:
@@ -57,21 +59,26 @@ class WriteStage:
         self._note_age()
         self._failed.append(failure)
 
+    def overcome(self, failures: Sequence[dict[str, Any]]) -> None:
+        """Take open failures that are no more."""
+        self._note_age()
+        self._overcome += failures
+
     def flush_if_old(self) -> None:
         """Commit where the oldest whole slide has waited long enough."""
-        if (self._finished or self._failed) and self._clock() - self._since >= FLUSH_SECONDS:
+        if self._is_waiting and self._clock() - self._since >= FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
         """Commit all whole slides."""
-        if not self._finished and not self._failed:
+        if not self._is_waiting:
             return
         started = perf_counter()
-        finished, failed = self._finished, self._failed
+        finished, failed, overcome = self._finished, self._failed, self._overcome
         # A commit that fails is not tried again: what it wrote is cleared by the next run.
-        self._finished, self._failed = [], []
+        self._finished, self._failed, self._overcome = [], [], []
         try:
-            self._committer.commit(finished, failed)
+            self._committer.commit(finished, failed, overcome)
         finally:
             for slide in finished:
                 slide.close()
@@ -83,7 +90,11 @@ class WriteStage:
             rows.close()
         for slide in self._finished:
             slide.close()
-        self._collecting, self._finished, self._failed = {}, [], []
+        self._collecting, self._finished, self._failed, self._overcome = {}, [], [], []
+
+    @property
+    def _is_waiting(self) -> bool:
+        return bool(self._finished or self._failed or self._overcome)
 
     def _rows(self, job: SlideJob) -> SlideRows:
         if job not in self._collecting:
@@ -91,7 +102,7 @@ class WriteStage:
         return self._collecting[job]
 
     def _note_age(self) -> None:
-        if not self._finished and not self._failed:
+        if not self._is_waiting:
             self._since = self._clock()
 
     def _rows_waiting(self) -> int:

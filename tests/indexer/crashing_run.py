@@ -2,8 +2,8 @@
 
 Reads one JSON request per line on stdin, {"runs": [run, ...]}, and answers with the children's wait statuses.
 A run: slides (folder), store, encoders (checkpoint folders), and optionally kill_at (name and count of a
-commit), kill_after (seconds), pause_at (name of a commit, seconds), rows (per flush), mpp, shard, says (a file
-that receives the refusal, or the peak of the child's memory in bytes).
+commit), kill_after (seconds), pause_at (name of a commit, seconds), rows (per flush), mpp, shard, keep_images, says (a
+file that receives the refusal, or the peak of the child's memory in bytes).
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def run(request: dict[str, Any]) -> None:
     encoders = [load_encoder(name, "cpu") for name in request["encoders"]]
     entries = discover([folder], folder / "manifest.csv")
     shard = (request["shard"][0], request["shard"][1]) if "shard" in request else None
-    asked = IndexRequest(encoders, entries, mpp=request.get("mpp"), readers=2, shard=shard)
+    keep_images = request.get("keep_images", False)
+    asked = IndexRequest(encoders, entries, mpp=request.get("mpp"), readers=2, shard=shard, keep_images=keep_images)
     says = Path(request.get("says", os.devnull))
     try:
         pipeline.index(request["store"], asked, SilentReporter(), on_commit)

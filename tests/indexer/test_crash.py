@@ -102,6 +102,7 @@ def changed(
     shutil.copytree(uninterrupted, before)
     _index(before, slides, tiny_encoder, second_encoder)
     entries = discover([slides], slides / "manifest.csv")
+    shutil.copy(entries[0].path, slides / "first.bytes")
     entries[0].path.write_bytes(entries[1].path.read_bytes())
     entries[2].path.write_bytes((slides / "third.bytes").read_bytes())
     shutil.copytree(before, after)
@@ -109,9 +110,9 @@ def changed(
     return slides, before, after
 
 
-def _index(store: Path, slides: Path, *encoders: Path) -> IndexReport:
+def _index(store: Path, slides: Path, *encoders: Path, keep_images: bool = False) -> IndexReport:
     loaded = [load_encoder(str(encoder), "cpu") for encoder in encoders]
-    request = IndexRequest(loaded, discover([slides], slides / "manifest.csv"), readers=2)
+    request = IndexRequest(loaded, discover([slides], slides / "manifest.csv"), readers=2, keep_images=keep_images)
     return index(str(store), request, SilentReporter())
 
 
@@ -143,7 +144,7 @@ def _check(store: Path, whole: Path) -> None:
 
 
 FIRST_RUN = ["meta", "run-starting", "run-running", "columns", "registered", *FLUSH_POINTS, "run-finished"]
-ABSENT_AT_FIRST = {"obsolete-done", "obsolete-vectors", "resolved"}
+ABSENT_AT_FIRST = {"retracted", "cleared", "resolved"}
 
 
 @pytest.mark.parametrize("point", [point for point in FIRST_RUN if point not in ABSENT_AT_FIRST])
@@ -160,9 +161,7 @@ def test_a_first_run_killed_after_a_commit_is_taken_up(
     assert statuses[-1] == "finished" and set(statuses[:-1]) <= {"died", "finished"}
 
 
-@pytest.mark.parametrize(
-    "point", ["obsolete-done", "obsolete-vectors", "slides", "tiles", "vectors", "done", "resolved"]
-)
+@pytest.mark.parametrize("point", ["retracted", "cleared", "slides", "tiles", "vectors", "done", "resolved"])
 def test_a_replacement_killed_after_a_commit_is_taken_up(
     point: str, runs: Runs, changed: tuple[Path, Path, Path], tiny_encoder: Path, tmp_path: Path
 ) -> None:
@@ -187,17 +186,47 @@ def test_a_run_killed_between_flushes_keeps_what_was_whole(
     _check(store, uninterrupted)
 
 
-def test_a_killed_recovery_is_taken_up(
-    runs: Runs, changed: tuple[Path, Path, Path], tiny_encoder: Path, tmp_path: Path
+@pytest.mark.parametrize("point", ["cleared", "vectors"])
+def test_what_a_killed_replacement_wrote_is_never_taken_for_the_old_files(
+    point: str,
+    runs: Runs,
+    changed: tuple[Path, Path, Path],
+    tiny_encoder: Path,
+    second_encoder: Path,
+    tmp_path: Path,
 ) -> None:
-    slides, before, after = changed
+    slides, before, _ = changed
     store = Path(shutil.copytree(before, tmp_path / "s"))
     run = {"slides": str(slides), "store": str(store), "encoders": [str(tiny_encoder)]}
-    assert runs(run | {"kill_at": ["tiles", 1]}) == [KILLED]
+    assert runs(run | {"kill_at": [point, 1]}) == [KILLED]
+    path = discover([slides], slides / "manifest.csv")[0].path
+    new = path.read_bytes()
+    path.write_bytes((slides / "first.bytes").read_bytes())
+    try:
+        assert _index(store, slides, tiny_encoder, second_encoder).indexed
+        found, expected = _content(store), _content(before)
+        for name in found:
+            if name.startswith(("tiles_", "vectors_")):  # the third slide is well now
+                assert [row for row in found[name] if "'slide_no': 2," not in row] == expected[name], name
+        assert verify(str(store)).ok
+    finally:
+        path.write_bytes(new)
+
+
+def test_a_killed_recovery_is_taken_up(
+    runs: Runs, cohort: Path, uninterrupted: Path, tiny_encoder: Path, second_encoder: Path, tmp_path: Path
+) -> None:
+    store = Path(shutil.copytree(uninterrupted, tmp_path / "s"))
+    _index(store, cohort, tiny_encoder, second_encoder)
+    whole = Path(shutil.copytree(store, tmp_path / "whole"))
+    _index(whole, cohort, tiny_encoder, second_encoder, keep_images=True)
+    run = {"slides": str(cohort), "store": str(store), "encoders": [str(tiny_encoder)]}
+    # The tiles are written again for their images; the other encoder's slides are done, and lack them.
+    assert runs(run | {"keep_images": True, "kill_at": ["cleared", 2]}) == [KILLED]
     assert runs(run | {"kill_at": ["purged-done", 1]}) == [KILLED]
     assert runs(run | {"kill_at": ["purged", 1]}) == [KILLED]
-    assert _index(store, slides, tiny_encoder).exit_code == 0
-    _check(store, after)
+    assert _index(store, cohort, tiny_encoder, second_encoder, keep_images=True).indexed == 2
+    _check(store, whole)
 
 
 def test_of_two_drivers_one_is_refused_in_one_sentence(

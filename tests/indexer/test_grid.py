@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from encoder.errors import QueryError, SlideError, UsageError
-from indexer.grid import Grid, TissueSettings, lay_grid, make_grid, parse_tile_key, tile_id, tile_key
+from indexer.grid import Grid, TissueSettings, lay_grid, make_grid, parse_tile_key, plan_tiles, tile_id, tile_key
 from indexer.slide import SlideInfo
 
 
@@ -84,6 +85,12 @@ def test_native_tiles_begin_on_whole_pixels_of_their_level() -> None:
 def test_more_than_65536_columns_are_refused() -> None:
     with pytest.raises(SlideError, match="columns"):
         lay_grid(info(width=100_000), make_grid(0.5, 16, 1))
+
+
+def test_a_plan_of_too_many_tiles_is_refused_before_any_work() -> None:
+    slide = SimpleNamespace(info=info(width=60_000, height=60_000))
+    with pytest.raises(SlideError, match=r"[0-9,]{11} cells.*stride or mpp"):
+        plan_tiles(slide, make_grid(1.0, 16, 1))  # type: ignore[arg-type]
 
 
 @given(

@@ -111,6 +111,7 @@ def test_a_file_named_twice_is_one_slide(tmp_path: Path) -> None:
         ("path,mpp\na.svs,-1\n", "mpp `-1`"),
         ("path,mpp\na.svs\n", "1 values for 2 columns"),
         ("path,mpp\n", "no rows"),
+        ('path,note\na.svs,"' + "x" * 140_000 + "\n", "line 2: this is no CSV"),
         ("path,mpp\na.svs,1\na.svs,2\n", "lines 2 and 3"),
         ("path,slide_id\n,\nb.svs,\n", r"b\.svs"),
         ("path,mask\na.svs,gone.geojson\n", r"gone\.geojson does not exist"),
@@ -124,6 +125,17 @@ def test_wrong_manifests_are_refused(tmp_path: Path, text: str, said: str) -> No
     manifest = write(tmp_path / "m.csv", text)
     with pytest.raises(UsageError, match=said):
         discover([tmp_path], manifest)
+
+
+def test_only_plain_decimal_numbers_are_numbers(tmp_path: Path) -> None:
+    touch(tmp_path, "a.svs", "b.svs")
+    manifest = write(
+        tmp_path / "m.csv",
+        f"path,well,block,huge,long,plain\na.svs,E1,12E45,1e999,{'9' * 400},-0.5\nb.svs,E2,3E1,2,1,3.\n",
+    )
+    rows = read_manifest(manifest).rows
+    assert rows[0].extra == {"well": "E1", "block": "12E45", "huge": "1e999", "long": "9" * 400, "plain": -0.5}
+    assert rows[1].extra["plain"] == 3.0
 
 
 def test_an_id_that_a_single_file_lacks_was_not_asked_for(tmp_path: Path) -> None:

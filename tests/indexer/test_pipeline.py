@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import shutil
 import signal
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +15,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from numpy.typing import NDArray
 
 from encoder.checkpoint import encoder_from_files
 from encoder.contract import NonFiniteVectorsError
 from encoder.embed import TileEncoder
-from encoder.errors import EncoderError, UsageError
-from encoder.progress import SilentReporter
+from encoder.errors import EncoderError, StoreError, TileError, UsageError
+from encoder.progress import PlainReporter, SilentReporter
 from encoder.registry import load_encoder
 from indexer import flow, pipeline, slide_rows, writing
 from indexer.grid import make_grid, parse_tile_key, plan_tiles
@@ -170,7 +174,7 @@ def test_a_changed_slide_is_replaced(tmp_path: Path, slides: Path, encoder: Tile
     report = _index(tmp_path / "s", entries[:2], encoder)
     assert (report.indexed, report.already) == (1, 1)
     _, tiles, vectors = _tables(tmp_path / "s")
-    assert [store.table_version(name) for name in names] == [version + 1 for version in versions]  # one atomic commit
+    assert [store.table_version(name) for name in names] == [version + 2 for version in versions]  # delete, append
     assert len(store.done()) == 2 and verify(str(tmp_path / "s")).ok
 
     _index(tmp_path / "fresh", entries[:1], encoder)
@@ -241,6 +245,25 @@ def test_a_broken_slide_is_quarantined_and_the_others_go_on(tmp_path: Path, slid
     assert set(store.slide_status().values()) == {"indexed"}
 
 
+def test_a_file_that_was_away_is_well_again_once_it_is_back(
+    own_store: Path, slides: Path, encoder: TileEncoder
+) -> None:
+    entries = _entries(slides)
+    _index(own_store, entries, encoder)
+    away = entries[1].path.rename(slides / "away")
+    assert _index(own_store, entries, encoder).exit_code == 3
+    away.rename(entries[1].path)
+    report = _index(own_store, entries, encoder)
+    assert (report.already, report.exit_code) == (3, 0)
+    store = open_store(str(own_store))
+    assert store.quarantine()["resolved_by"].to_pylist() == [report.run_id]
+    assert set(store.slide_status().values()) == {"indexed"}
+    before = _versions(own_store)
+    _index(own_store, entries, encoder)
+    after = _versions(own_store)
+    assert {name for name in after if after[name] != before[name]} == {"runs"}
+
+
 def test_a_slide_without_mpp_waits_for_the_cohorts(tmp_path: Path, cohort: Path, encoder: TileEncoder) -> None:
     from PIL import Image
 
@@ -258,6 +281,13 @@ def test_a_slide_without_mpp_waits_for_the_cohorts(tmp_path: Path, cohort: Path,
     assert store.slides()["mpp_source"].to_pylist() == ["cohort"]
     assert store.slides()["mpp"].to_pylist() == [0.8]
     assert verify(str(tmp_path / "s")).ok
+
+    # What another grid was done at counts, not what the slide was opened at last.
+    coarse = _other(encoder, name="coarse", tile_px=48, mpp=2.0)
+    assert _index(tmp_path / "s", [entry], coarse, cohort_mpp=0.8).indexed == 1
+    assert _index(tmp_path / "s", [entry], encoder, cohort_mpp=1.0).indexed == 1
+    assert _index(tmp_path / "s", [entry], coarse, cohort_mpp=1.0).indexed == 1
+    assert {row["mpp"] for row in store.done().to_pylist()} == {1.0}
 
 
 def test_a_slide_of_glass_is_empty(tmp_path: Path, encoder: TileEncoder) -> None:
@@ -327,6 +357,19 @@ def test_when_a_slide_changes_the_vectors_of_encoders_not_asked_are_dropped(
     assert _index(tmp_path / "s", entries[:2], second).indexed == 1
 
 
+def test_when_a_slide_changes_the_vectors_of_an_encoder_that_fails_are_dropped(
+    tmp_path: Path, slides: Path, encoder: TileEncoder
+) -> None:
+    entries, second = _entries(slides), _other(encoder, name="second")
+    _index(tmp_path / "s", entries[:1], encoder, second)
+    entries[0].path.write_bytes(entries[2].path.read_bytes())
+    hopeless = Moody(second, lambda batch: np.ones(len(batch), bool))
+    assert _index(tmp_path / "s", entries[:1], encoder, hopeless).exit_code == 3
+    store = open_store(str(tmp_path / "s"))
+    assert {name for name, _, rows in store.vector_tables() if rows} == {encoder.spec.encoder_id}
+    assert len(store.done()) == 1 and verify(str(tmp_path / "s")).ok
+
+
 def test_few_bad_tiles_are_left_out_and_named(
     tmp_path: Path, cohort: Path, encoder: TileEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,13 +387,69 @@ def test_few_bad_tiles_are_left_out_and_named(
     assert (report.indexed, report.bad_tiles, report.exit_code) == (3, 3, 0)
     store, tiles, vectors = _tables(tmp_path / "s")
     assert [row["bad_tiles"] for row in store.done().to_pylist()] == [1, 1, 1]
-    assert len(tiles) == len(vectors) == report.tiles
+    assert len(tiles) - 3 == len(vectors) == report.tiles
+    blank = tiles.filter(pc.is_null(tiles["thumb"]))  # an unreadable tile is a tile, without pictures
+    assert set(blank["tile_id"].to_pylist()) == set(tiles["tile_id"].to_pylist()) - set(vectors["tile_id"].to_pylist())
     failures = store.quarantine().to_pylist()
     assert {row["phase"] for row in failures} == {"read"} and "the disk says no" in failures[0]["message"]
     keys = {parse_tile_key(row["tile_key"])[0] for row in failures}
     assert keys == {entry.slide_id for entry in entries}
     assert set(store.slide_status().values()) == {"indexed"}
     assert verify(str(tmp_path / "s")).ok
+
+    # They are tried again when that is asked for, and forgotten once they are well.
+    monkeypatch.setattr(TileReader, "read", original)
+    assert _index(tmp_path / "s", entries, encoder).already == 3
+    report = _index(tmp_path / "s", entries, encoder, retry=True)
+    assert (report.indexed, report.bad_tiles) == (3, 0)
+    _, tiles, vectors = _tables(tmp_path / "s")
+    assert tiles["tile_id"].equals(vectors["tile_id"]) and not tiles["thumb"].null_count
+    assert len(store.quarantine(open_only=True)) == 0 and verify(str(tmp_path / "s")).ok
+    assert _index(tmp_path / "s", entries, encoder, retry=True).already == 3
+
+
+def test_a_tile_that_turns_bad_costs_other_encoders_nothing(
+    tmp_path: Path, cohort: Path, encoder: TileEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slide_rows, "MAX_BAD_SHARE", 0.1)
+    entries, second = _entries(cohort)[:1], _other(encoder, name="second")
+    _index(tmp_path / "s", entries, encoder, second)
+    store = open_store(str(tmp_path / "s"))
+    name = vectors_table_name(second.spec.encoder_id, store.vector_tables()[0][1])
+    before = store.read(name)
+    original = TileReader.read
+
+    def read(self: TileReader, index: int) -> NDArray[np.uint8]:
+        if index == 5:
+            raise OSError("the disk says no")
+        return original(self, index)
+
+    monkeypatch.setattr(TileReader, "read", read)
+    report = _index(tmp_path / "s", entries, encoder, keep_images=True)
+    assert (report.indexed, report.bad_tiles) == (1, 1)
+    assert store.read(name).equals(before) and verify(str(tmp_path / "s")).ok
+
+
+def test_a_tile_that_libvips_refuses_counts_once_for_openslide(
+    tmp_path: Path, cohort: Path, encoder: TileEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slide_rows, "MAX_BAD_SHARE", 0.1)
+    original = TileReader._by_openslide
+
+    def refuse(self: TileReader, index: int, page: object) -> NDArray[np.uint8]:
+        self._page = None
+        raise TileError("libvips says no")
+
+    def read(self: TileReader, index: int) -> NDArray[np.uint8]:
+        if index == 5 and self.path == "vips":
+            raise TileError("the disk says no")
+        return original(self, index)
+
+    monkeypatch.setattr(TileReader, "_sized", refuse)
+    monkeypatch.setattr(TileReader, "_by_openslide", read)
+    report = _index(tmp_path / "s", _entries(cohort)[:1], encoder)
+    assert report.bad_tiles == 1
+    assert {path: tiles for path, tiles in report.reader_tiles.items() if tiles} == {"openslide": report.tiles}
 
 
 def test_many_bad_tiles_quarantine_the_slide(
@@ -408,7 +507,7 @@ def test_tiles_without_a_finite_vector_are_bad_for_that_encoder_only(
 
 
 def test_kept_images_feed_a_later_encoder_without_the_slides(
-    tmp_path: Path, slides: Path, encoder: TileEncoder
+    tmp_path: Path, slides: Path, encoder: TileEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entries = _entries(slides)
     _index(tmp_path / "s", entries, encoder)
@@ -416,10 +515,18 @@ def test_kept_images_feed_a_later_encoder_without_the_slides(
     assert report.indexed == 3  # images that are missing are work
     assert _index(tmp_path / "s", entries, encoder, keep_images=True).already == 3
     assert _index(tmp_path / "s", entries, encoder).already == 3
+    entries[0].path.write_bytes(entries[2].path.read_bytes())
+    assert _index(tmp_path / "s", entries, encoder).indexed == 1  # what had images keeps them
     expected = _matrix(_tables(tmp_path / "s")[2])
     shutil.rmtree(slides)
     second = _other(encoder, name="second")
+    queries: list[int] = []
+    original = Store.tile_images
+    monkeypatch.setattr(
+        Store, "tile_images", lambda self, grid, ids: (queries.append(len(ids)), original(self, grid, ids))[1]
+    )
     report = _index(tmp_path / "s", None, encoder, second)
+    assert sum(queries) == report.tiles and len(queries) < report.tiles / 8  # a query per chunk
     assert (report.indexed, report.exit_code, set(report.reader_tiles)) == (3, 0, {"store"})
     store = open_store(str(tmp_path / "s"))
     grid_id = store.vector_tables()[0][1]
@@ -494,8 +601,10 @@ def test_the_first_interrupt_commits_what_is_whole(
         if point == "tiles":
             os.kill(os.getpid(), signal.SIGINT)
 
+    said = io.StringIO()
     with pytest.raises(KeyboardInterrupt):
-        pipeline.index(str(tmp_path / "s"), IndexRequest([encoder], entries), SilentReporter(), interrupt)
+        pipeline.index(str(tmp_path / "s"), IndexRequest([encoder], entries), PlainReporter(said), interrupt)
+    assert said.getvalue().count("the slides that are whole are being written") == 1
     assert signal.getsignal(signal.SIGINT) is before
     store = open_store(str(tmp_path / "s"))
     assert store.runs()["status"].to_pylist() == ["interrupted"]
@@ -503,6 +612,35 @@ def test_the_first_interrupt_commits_what_is_whole(
     assert 1 <= done < 3 and verify(str(tmp_path / "s")).ok
     report = _index(tmp_path / "s", entries, encoder)
     assert (report.already, report.indexed) == (done, 3 - done)
+
+
+@pytest.mark.parametrize("moment", ["run-running", "tiles"])
+def test_a_run_that_was_taken_for_dead_writes_nothing_more(
+    tmp_path: Path, cohort: Path, encoder: TileEncoder, moment: str
+) -> None:
+    def declare_dead(point: str) -> None:
+        if point == moment:
+            store = open_store(str(tmp_path / "s"))
+            row = pa.table({"run_id": store.runs()["run_id"], "status": ["died"]})
+            store.lance.update_columns("x", "runs", "run_id", row)
+
+    with pytest.raises(StoreError, match="has taken over"):
+        request = IndexRequest([encoder], _entries(cohort)[:1])
+        pipeline.index(str(tmp_path / "s"), request, SilentReporter(), declare_dead)
+    store = open_store(str(tmp_path / "s"))
+    assert not any(rows for _, _, rows in store.vector_tables()) and len(store.done()) == 0
+
+
+def test_rows_that_find_no_room_on_disk_say_where(
+    tmp_path: Path, cohort: Path, encoder: TileEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(slide_rows, "FLUSH_ROWS", 10)
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    with pytest.raises(StoreError, match=f"in {tempfile.gettempdir()}: No space left.*TMPDIR"):
+        _index(tmp_path / "s", _entries(cohort)[:1], encoder)
 
 
 def test_an_encoder_that_fails_as_a_whole_ends_the_run_and_loses_no_whole_slide(

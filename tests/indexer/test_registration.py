@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -65,10 +66,38 @@ def test_user_columns_keep_their_kind(store: Store) -> None:
         check_entries(store, [_entry("c", extra={"age": "old"})])
 
 
-@pytest.mark.parametrize("name", ["status", "slide_no", "Vendor", "a.b"])
+@pytest.mark.parametrize(
+    "name", ["status", "slide_no", "Vendor", "a.b", "a`b", "it's", "_RowID", "_row_created_at_version", "a\tb"]
+)
 def test_names_that_the_store_cannot_take_are_refused(store: Store, name: str) -> None:
-    with pytest.raises(UsageError, match=name):
+    with pytest.raises(UsageError, match=re.escape(repr(name))):
         check_entries(store, [_entry("a", extra={name: "x"})])
+
+
+def test_names_that_differ_by_case_only_are_refused(store: Store) -> None:
+    register(store, [_entry("a", extra={"organ": "colon"})], None)
+    with pytest.raises(UsageError, match=r"'Organ'.*'organ' differs"):
+        check_entries(store, [_entry("b", extra={"Organ": "lung"})])
+    with pytest.raises(UsageError, match=r"'Grade'.*'grade' differs"):
+        check_entries(store, [_entry("b", extra={"grade": 1.0}), _entry("c", extra={"Grade": 2.0})])
+
+
+def test_an_id_whose_file_cannot_be_read_is_left_to_the_plan_stage(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = tmp_path / "old.svs", tmp_path / "new.svs"
+    old.write_bytes(b"one")
+    new.write_bytes(b"one")
+    register(store, [SlideEntry("a", old)], None)
+    rows = store.read("slides", ["slide_id", "fingerprint"])
+    rows = rows.set_column(1, "fingerprint", [[fingerprint(old)]])
+    store.lance.update_columns("slides", "slides", "slide_id", rows)
+
+    def refuse(path: Path) -> str:
+        raise PermissionError(path)
+
+    monkeypatch.setattr("indexer.registration.fingerprint", refuse)
+    check_entries(store, [SlideEntry("a", new)])
 
 
 def test_no_slides_at_all_is_a_usage_error(store: Store) -> None:

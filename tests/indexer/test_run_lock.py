@@ -16,6 +16,7 @@ from encoder.errors import StoreError
 from indexer import run_lock, schema
 from indexer.run_lock import RunLock, are_disjoint, is_alive, process_started, this_process
 from indexer.store import Store, create_store
+from indexer.tables import Tables
 
 
 @pytest.fixture
@@ -126,6 +127,47 @@ def test_the_heart_beats(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
             pass
         assert store.runs()["heartbeat_at"][0].as_py() > begun
         run.finish("finished", {}, {})
+
+
+def test_a_run_whose_end_could_not_be_written_holds_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Tables.update_columns
+
+    def full(self: Tables, point: str, *rest: Any) -> None:
+        if point == "run-finished":
+            raise StoreError("no space")
+        original(self, point, *rest)
+
+    monkeypatch.setattr(Tables, "update_columns", full)
+    with pytest.raises(ZeroDivisionError), _lock(store) as failed:  # what went wrong first is what is told
+        raise ZeroDivisionError
+    monkeypatch.undo()
+    assert _status(store) == {failed.run_id: "running"}
+    with _lock(store) as later:
+        later.finish("finished", {}, {})
+    assert _status(store) == {failed.run_id: "died", later.run_id: "finished"}
+
+
+def test_a_driver_that_was_taken_for_dead_notices(store: Store) -> None:
+    with _lock(store) as run:
+        run.check()
+        row = pa.table({"run_id": [run.run_id], "status": ["died"]})
+        store.lance.update_columns("x", "runs", "run_id", row)
+        with pytest.raises(StoreError, match="has taken over the store"):
+            run.check()
+
+
+def test_where_the_process_table_is_hidden_the_heartbeat_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hidden(path: Path, *_: Any) -> str:
+        raise FileNotFoundError(path)
+
+    now, me = datetime.now(UTC), this_process()
+    row = {"machine": me.machine, "pid": os.getppid(), "pid_started": process_started(os.getppid())}
+    stale, fresh = (row | {"heartbeat_at": now - timedelta(seconds=age)} for age in (121, 100))
+    assert is_alive(stale, now)
+    monkeypatch.setattr(run_lock, "this_process", lambda: me)
+    monkeypatch.setattr(Path, "read_text", hidden)
+    assert process_started(os.getpid()) == "" and process_started(2**22 + 1) is None
+    assert is_alive(fresh, now) and not is_alive(stale, now)
 
 
 def test_process_start_times_are_told() -> None:

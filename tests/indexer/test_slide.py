@@ -15,6 +15,7 @@ from PIL import Image
 
 import indexer.slide
 from encoder.errors import SlideError, TileError
+from indexer import flow, readers
 from indexer.grid import TissueSettings, make_grid, plan_tiles
 from indexer.manifest import SlideEntry, discover
 from indexer.mpp import MppSources, resolve_mpp
@@ -179,8 +180,9 @@ def test_plain_pictures_need_and_take_a_scale(tmp_path: Path) -> None:
 
 
 def test_pictures_that_are_too_large_or_deep_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert flow._OPEN_SLIDES * 3 * readers.MAX_PLAIN_PIXELS <= 1 << 30  # all that are open at once
     Image.fromarray(picture(300, 200)).save(tmp_path / "a.png")
-    monkeypatch.setattr("indexer.readers.MAX_PLAIN_PIXELS", 50_000)
+    monkeypatch.setattr(readers, "MAX_PLAIN_PIXELS", 50_000)
     with pytest.raises(SlideError, match="too many"):
         open_slide(SlideEntry("a", tmp_path / "a.png", mpp=0.5))
     Image.fromarray(np.zeros((20, 20), dtype=np.uint16)).save(tmp_path / "deep.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 
 from encoder.errors import StoreError
 from indexer import schema
-from indexer.store import create_store, open_store
+from indexer.store import Store, create_store, open_store
+from indexer.verify import verify
 
 
 def test_an_absent_place_is_no_store_and_stays_absent(tmp_path: Path) -> None:
@@ -113,6 +115,37 @@ def test_a_deletion_of_nothing_makes_no_version(tmp_path: Path) -> None:
     version = store.table_version("annotations")
     store.lance.delete("purged", "annotations", "slide_no = 7")
     assert store.table_version("annotations") == version
+
+
+def test_a_file_uri_is_a_path(tmp_path: Path) -> None:
+    uri = f"file://{tmp_path / 'my%20store'}"
+    with pytest.raises(StoreError, match="There is no store at"):
+        open_store(uri, read_only=True)
+    assert not list(tmp_path.iterdir())
+    assert create_store(uri).uri == str(tmp_path / "my store")
+    assert open_store(uri).count("meta") == 1
+
+
+def test_what_two_drivers_both_wrote_is_read_once(store_copy: Path) -> None:
+    store = open_store(str(store_copy))
+    encoders, grids = store.encoders(), store.grids()
+    for name in ("encoders", "grids", "encoder_files"):
+        store.lance.append("x", name, store.read(name))
+    assert store.encoders().equals(encoders) and store.grids().equals(grids)
+    assert len(store.load_encoder_files(encoders["encoder_id"][0].as_py())) == 2
+    assert verify(store.uri, slides=False).ok
+
+
+def test_a_damaged_table_is_named(store_copy: Path) -> None:
+    ((encoder_id, grid_id, _),) = open_store(str(store_copy)).vector_tables()
+    name = schema.vectors_table_name(encoder_id, grid_id)
+    for file in (store_copy / f"{name}.lance" / "_versions").iterdir():
+        os.truncate(file, 10)
+    for act in (Store.count, Store.table_version, Store.table_schema, Store.read):
+        with pytest.raises(StoreError, match=f"The table {name} "):
+            act(open_store(str(store_copy)), name)
+    report = verify(str(store_copy), slides=False)
+    assert [(problem.kind, problem.table) for problem in report.problems] == [("unreadable", name)]
 
 
 def test_pictures_come_by_tile_id(tiny_store: Path) -> None:

@@ -134,6 +134,13 @@ def test_files_that_are_gone_or_changed_are_found(store: Store, cohort_folder: P
     assert verify(store.uri, slides=False).ok
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_table_that_is_gone_is_found(store: Store, which: int) -> None:
+    name = _names(store)[which]
+    shutil.rmtree(Path(store.uri) / f"{name}.lance")
+    assert ("unreadable", name) in {(problem.kind, problem.table) for problem in verify(store.uri).problems}
+
+
 def test_a_damaged_data_file_is_found(store: Store) -> None:
     tiles, _ = _names(store)
     uri = store.uri
