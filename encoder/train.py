@@ -92,7 +92,7 @@ def train(
     folder.claim(config)
     with folder.locked():
         if folder.finished:
-            return _already_finished(folder, reporter)
+            return _already_finished(folder, source, reporter)
         with rng_kept():
             return _Run(config, source, folder, reporter, place, labelled).run()
 
@@ -253,11 +253,8 @@ class _Run:
         config = self._config
         digest = source_digest(self._source)
         packed = self._folder.load_state()
-        if packed is not None and packed["digest"] != digest:
-            raise UsageError(
-                f"{self._folder.path} holds a run on other tiles than these {len(self._source)}.",
-                fix="Give another folder, or the same tiles to go on.",
-            )
+        if packed is not None:
+            _check_digest(self._folder, packed["digest"], self._source)
         seed_all(config.seed)
         method = build_method(config, self._source)
         method.module.to(self._device)
@@ -330,6 +327,14 @@ class _Run:
         )
 
 
+def _check_digest(folder: RunFolder, known: str, source: TileSource) -> None:
+    if known != source_digest(source):
+        raise UsageError(
+            f"{folder.path} holds a run on other tiles than these {len(source)}.",
+            fix="Give another folder, or the same tiles to go on.",
+        )
+
+
 def _check_tiles(config: TrainConfig, source: TileSource) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("Training on several processes is not supported.", fix="Start one process.")
@@ -353,9 +358,10 @@ def _probe(source: TileSource, config: TrainConfig) -> LabelledProbe | None:
     return probe if probe.usable else None
 
 
-def _already_finished(folder: RunFolder, reporter: Reporter) -> TrainResult:
-    folder.drop_state()
+def _already_finished(folder: RunFolder, source: TileSource, reporter: Reporter) -> TrainResult:
     encoder = load_checkpoint(folder.checkpoint, "cpu")
+    _check_digest(folder, encoder.record["provenance"]["tiles_digest"], source)
+    folder.drop_state()
     metrics = {name: float(value) for name, value in encoder.record["metrics"].items()}
     reporter.note(f"This run is finished: {encoder.spec.encoder_id} in {folder.checkpoint}. Nothing to do.")
     return TrainResult(

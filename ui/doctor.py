@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,7 +70,15 @@ def examine() -> list[Finding]:
     """Look at the packages, the readers, the devices, the memory and the disk."""
     checks: list[Callable[[], Finding]] = [_python, *(_package(*names) for names in _PACKAGES.items())]
     checks += [_faiss, _reading, _device, _memory, _disk]
-    return [check() for check in checks]
+    return [_safely(check) for check in checks]
+
+
+def _safely(check: Callable[[], Finding]) -> Finding:
+    try:
+        return check()
+    except Exception as error:  # noqa: BLE001 - whatever a broken package raises is the finding
+        subject = check.__name__.strip("_")
+        return Finding("FAIL", subject, f"{type(error).__name__}: {error}", "Run `make setup` again.")
 
 
 def _python() -> Finding:
@@ -79,12 +87,10 @@ def _python() -> Finding:
 
 def _package(distribution: str, module: str) -> Callable[[], Finding]:
     def check() -> Finding:
-        try:
-            importlib.import_module(module)
-            return Finding("PASS", distribution, version(distribution))
-        except (ImportError, OSError, PackageNotFoundError) as error:
-            return Finding("FAIL", distribution, f"does not import: {error}", "Run `make setup` again.")
+        importlib.import_module(module)
+        return Finding("PASS", distribution, version(distribution))
 
+    check.__name__ = distribution
     return check
 
 

@@ -113,6 +113,7 @@ def test_a_misspelt_column_names_the_nearest(histoseek: Callable, tiny_store: Pa
         [],
         ["--slide", "slide_0"],
         ["--slide", "slide_0", "--at", "here"],
+        ["--slide", "slide_0", "--at", "inf,5"],
         ["--tile", "slide_0@0,0", "--image-mpp", "0.5"],
     ],
 )
@@ -121,13 +122,13 @@ def test_an_ambiguous_query(histoseek: Callable, tiny_store: Path, arguments: li
 
 
 def test_sql_may_only_read(histoseek: Callable, tiny_store: Path, tmp_path: Path) -> None:
-    for text in (
-        "DROP TABLE slides",
-        f"COPY slides TO '{tmp_path / 'x.csv'}'",
-        "SELECT * FROM read_csv('/etc/passwd')",
-        "SELECT 1; SELECT 2",
+    for text, reason in (
+        ("DROP TABLE slides", "single SELECT"),
+        (f"COPY slides TO '{tmp_path / 'x.csv'}'", "single SELECT"),
+        ("SELECT * FROM read_csv('/etc/passwd')", "disabled by configuration"),
+        ("SELECT 1; SELECT 2", "single SELECT"),
     ):
-        check(histoseek("sql", "--store", tiny_store, text), 2, "error:")
+        check(histoseek("sql", "--store", tiny_store, text), 2, reason)
     assert not (tmp_path / "x.csv").exists()
 
 
@@ -144,3 +145,25 @@ def test_a_bad_shard(histoseek: Callable, cohort_folder: Path, tiny_encoder: Pat
     outcome = histoseek("index", cohort_folder, "--store", store, "--encoder", tiny_encoder, "--shard", "4/3")
     check(outcome, 2, "4/3")
     assert not store.exists()
+
+
+def test_a_new_store_needs_an_encoder(histoseek: Callable, cohort_folder: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    check(histoseek("index", cohort_folder, "--store", store), 2, "--encoder")
+    assert not store.exists()
+
+
+def test_options_that_would_do_nothing_are_refused(histoseek: Callable, tiny_store: Path, tmp_path: Path) -> None:
+    export = ["export", "--store", tiny_store]
+    check(histoseek(*export, "--tiles", tmp_path / "t", "--encoder", "tiny"), 2, "--encoder")
+    check(histoseek(*export, "--parquet", tmp_path / "p", "--label", "organ"), 2, "--label")
+    check(histoseek("evaluate", "--store", tiny_store, "--label", "organ", "--device", "cpu"), 2, "--device")
+    check(histoseek("evaluate", "--tiles", tmp_path, "--encoder", "colour", "--grid", "g"), 2, "--grid")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_in_the_way_is_one_sentence(histoseek: Callable, tiny_store: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    inside = tmp_path / "file" / "x.parquet"
+    check(histoseek("export", "--store", tiny_store, "--parquet", inside), 2, "file")
+    check(histoseek("demo", "--slides", tmp_path, "--out", tmp_path / "file"), 2, "file")

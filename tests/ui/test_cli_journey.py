@@ -198,3 +198,12 @@ def test_an_empty_slide_says_why(histoseek: Callable, tiny_encoder: Path, tmp_pa
     (row,) = read(histoseek("status", "--store", store, "--json"))["empty"]
     assert row["slide_id"] == "glass" and sum(row["reasons"].values()) > 0
     assert "empty glass: " in histoseek("status", "--store", store).out
+
+
+def test_sql_shows_every_column_and_only_what_json_can_hold(histoseek: Callable, tiny_store: Path) -> None:
+    text = "SELECT 1 AS a, 2 AS a, 1.0 / 0 AS r, 'x'::BLOB AS b, DATE 'infinity' AS d, [1.5, 'nan'::DOUBLE] AS l"
+    document = read(histoseek("sql", "--store", tiny_store, text, "--json"))
+    assert document["columns"] == ["a", "a_1", "r", "b", "d", "l"]
+    (row,) = document["rows"]
+    assert (row["a"], row["a_1"], row["r"], row["b"], row["l"]) == (1, 2, None, "78", [1.5, None])
+    assert histoseek("sql", "--store", tiny_store, "SELECT * FROM slides s JOIN tiles t USING (slide_id)").code == 0

@@ -98,6 +98,23 @@ def test_the_query_is_full_of_tissue() -> None:
     assert typical_row(vectors, tissue) % 2 == 1
 
 
+def test_an_earlier_demo_of_other_slides_is_replaced(cohort_folder: Path, tmp_path: Path) -> None:
+    from indexer.manifest import discover
+    from ui.demo.earlier import start_afresh_for_other_slides
+
+    entries = discover([cohort_folder], cohort_folder / "manifest.csv")
+    (tmp_path / "encoder").mkdir()
+    (tmp_path / "similar-1.png").write_text("")
+    (tmp_path / "notes.txt").write_text("mine")
+    start_afresh_for_other_slides(tmp_path, entries, 3.0, SilentReporter())
+    assert (tmp_path / "encoder").exists()  # not known to be a demo's
+    start_afresh_for_other_slides(tmp_path, entries, 3.0, SilentReporter())
+    assert (tmp_path / "similar-1.png").exists()
+    start_afresh_for_other_slides(tmp_path, entries[:2], 3.0, SilentReporter())
+    assert not (tmp_path / "encoder").exists() and not (tmp_path / "similar-1.png").exists()
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
 @pytest.mark.slow
 def test_the_demo_from_slides_to_page(cohort_folder: Path, tmp_path: Path) -> None:
     from ui.demo.steps import run_demo

@@ -62,6 +62,29 @@ def test_an_absent_store_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert "absent" in " ".join(element.value for element in test.error)
 
 
+def test_two_grids_are_a_choice_on_the_page(
+    monkeypatch: pytest.MonkeyPatch, store_copy: Path, tiny_encoder: Path
+) -> None:
+    from encoder.progress import SilentReporter
+    from encoder.registry import load_encoder
+    from indexer.index_request import IndexRequest
+    from indexer.pipeline import index
+
+    index(str(store_copy), IndexRequest([load_encoder(str(tiny_encoder))], mpp=2.0, tile_px=32), SilentReporter())
+    test = page(monkeypatch, store_copy, at="700,700")
+    assert not test.exception and not test.error
+    assert sorted(test.selectbox(key="vectors").options) == ["tiny, 1 um/px", "tiny, 2 um/px"]
+    test.selectbox(key="vectors").select_index(1).run()
+    assert not test.exception and not test.error
+    assert "most similar tiles" in texts(test)
+
+
+def test_a_bookmark_of_an_unknown_slide_says_so(monkeypatch: pytest.MonkeyPatch, tiny_store: Path) -> None:
+    test = page(monkeypatch, tiny_store, slide="elsewhere", at="\u00b2,5")
+    assert not test.exception
+    assert "elsewhere" in " ".join(element.value for element in test.warning)
+
+
 @pytest.fixture
 def server(tiny_store: Path) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -100,7 +123,6 @@ def test_click_gallery_jump_upload(server: str, tiny_store: Path, tmp_path: Path
         view.goto(server)
         overview = view.locator(".hs-overview img")
         overview.wait_for(timeout=60_000)
-        view.wait_for_function("document.querySelector('img') || true")
         box = overview.bounding_box()
         assert box is not None and box["width"] > 100
         overview.click(position={"x": box["width"] * 0.5, "y": box["height"] * 0.5})

@@ -51,8 +51,10 @@ def evaluate(
     label: Annotated[str | None, typer.Option(help="Label column; 'label' in a folder of tiles.")] = None,
     k: Annotated[int, typer.Option("-k", help="Neighbours that vote.")] = 20,
     leave_out: Annotated[
-        str | None, typer.Option(help="slide, patient or site, for a store; the patient where all are known.")
+        str | None, typer.Option(help="slide, patient or site, for a store; the patient where any is known.")
     ] = None,
+    where: options.Where = None,
+    grid: options.Grid = None,
     report: Annotated[Path | None, typer.Option(help="Write a report page (HTML).")] = None,
     device: options.Device = None,
     json_output: options.Json = False,
@@ -67,15 +69,20 @@ def evaluate(
     if (store is None) == (tiles is None):
         raise UsageError("evaluate looks at one place.", "Give --store S or --tiles DIR.")
     if tiles is not None:
-        if leave_out is not None:
-            raise UsageError("--leave-out belongs to --store.", "A tile folder's table says what belongs together.")
+        if leave_out or where or grid:
+            raise UsageError(
+                "--leave-out, --where and --grid belong to --store.",
+                "A tile folder's table says what belongs together.",
+            )
         encoders = [resolve_encoder(name, None, device) for name in encoder or []]
         result = evaluate_tiles(tiles, encoders, label, k=k, reporter=make_reporter())
     else:
         assert store is not None
         if label is None:
             raise UsageError("--label is missing.", "Name a slide column or an annotation of the store.")
-        result = evaluate_store(store, label, encoder or None, leave_out=leave_out, k=k)
+        if device is not None:
+            raise UsageError("--device belongs to --tiles.", "The vectors of a store are there already.")
+        result = evaluate_store(store, label, encoder or None, leave_out=leave_out, k=k, where=where, grid=grid)
     if report is not None:
         write_report(result, report)
     document = result.to_json()

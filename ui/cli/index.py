@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +24,10 @@ EncoderNames = Annotated[
 ]
 Mpp = Annotated[float | None, typer.Option(help="Micrometres per pixel of the grid; the encoder's by default.")]
 Tile = Annotated[int | None, typer.Option(help="Side of a tile in pixels; the encoder's by default.")]
+Upsampling = Annotated[
+    bool, typer.Option("--allow-upsampling", help="Also index slides that need more than 2 x upsampling.")
+]
+MinTissue = Annotated[float, typer.Option(help="Least share of tissue in a tile.")]
 Stride = Annotated[int | None, typer.Option(help="Pixels between tiles; the tile's side by default.")]
 
 
@@ -79,10 +83,8 @@ def index(
     stride: Stride = None,
     keep_images: Annotated[bool, typer.Option("--keep-images", help="Keep each tile as JPEG in the store.")] = False,
     cohort_mpp: options.CohortMpp = None,
-    allow_upsampling: Annotated[
-        bool, typer.Option("--allow-upsampling", help="Also index slides that need more than 2 x upsampling.")
-    ] = False,
-    min_tissue: Annotated[float, typer.Option(help="Least share of tissue in a tile.")] = 0.5,
+    allow_upsampling: Upsampling = False,
+    min_tissue: MinTissue = 0.5,
     shard: Annotated[str | None, typer.Option(help="i/n: only the i-th of n parts of the slides.")] = None,
     batch: Annotated[int | None, typer.Option(help="Tiles per batch; a number that suits the device.")] = None,
     readers: Annotated[int | None, typer.Option(help="Reading threads; the machine's cores by default.")] = None,
@@ -91,9 +93,23 @@ def index(
 ) -> None:
     """Embed every tile of the slides into the store; a repeated command does only what is missing."""
     _index(
-        store, slides, encoder, manifest, mpp, tile, stride, keep_images, cohort_mpp, allow_upsampling,
-        min_tissue, shard, batch, readers, device, json_output, retry_quarantined=False,
-    )  # fmt: skip
+        store=store,
+        slides=slides,
+        encoder=encoder,
+        manifest=manifest,
+        mpp=mpp,
+        tile_px=tile,
+        stride_px=stride,
+        keep_images=keep_images,
+        cohort_mpp=cohort_mpp,
+        allow_upsampling=allow_upsampling,
+        min_tissue=min_tissue,
+        shard=shard,
+        batch=batch,
+        readers=readers,
+        device=device,
+        json_output=json_output,
+    )
 
 
 def retry(
@@ -105,66 +121,61 @@ def retry(
     tile: Tile = None,
     stride: Stride = None,
     cohort_mpp: options.CohortMpp = None,
-    allow_upsampling: Annotated[
-        bool, typer.Option("--allow-upsampling", help="Also index slides that need more than 2 x upsampling.")
-    ] = False,
-    min_tissue: Annotated[float, typer.Option(help="Least share of tissue in a tile.")] = 0.5,
+    allow_upsampling: Upsampling = False,
+    min_tissue: MinTissue = 0.5,
     device: options.Device = None,
     json_output: options.Json = False,
 ) -> None:
     """Index as `index` does, and try quarantined slides again though nothing about them changed."""
     _index(
-        store, slides, encoder, manifest, mpp, tile, stride, False, cohort_mpp, allow_upsampling,
-        min_tissue, None, None, None, device, json_output, retry_quarantined=True,
-    )  # fmt: skip
+        store=store,
+        slides=slides,
+        encoder=encoder,
+        manifest=manifest,
+        mpp=mpp,
+        tile_px=tile,
+        stride_px=stride,
+        cohort_mpp=cohort_mpp,
+        allow_upsampling=allow_upsampling,
+        min_tissue=min_tissue,
+        device=device,
+        json_output=json_output,
+        retry=True,
+    )
 
 
 def _index(
+    *,
     store: str,
     slides: list[Path] | None,
     encoder: list[str] | None,
     manifest: Path | None,
-    mpp: float | None,
-    tile: int | None,
-    stride: int | None,
-    keep_images: bool,
-    cohort_mpp: float | None,
-    allow_upsampling: bool,
-    min_tissue: float,
-    shard: str | None,
-    batch: int | None,
-    readers: int | None,
     device: str | None,
     json_output: bool,
-    *,
-    retry_quarantined: bool,
+    shard: str | None = None,
+    **request: Any,
 ) -> None:
+    from encoder.errors import StoreError, UsageError
     from indexer.index_request import IndexRequest
     from indexer.manifest import discover
     from indexer.pipeline import index as run_index
+    from indexer.store import open_store
     from ui.cli.console import make_reporter, say_json
     from ui.sources import resolve_encoder, store_encoders
 
+    if manifest is not None and not slides:
+        raise UsageError("--manifest describes slides, and none are named.", "Name the slides too.")
     entries = discover(slides, manifest) if slides else None
     part = _parse_shard(shard)
+    if not encoder:
+        try:
+            open_store(store, read_only=True)
+        except StoreError as error:
+            raise UsageError(f"{error.message} A new store needs an encoder.", "Name one with --encoder.") from error
     encoders = [resolve_encoder(name, store, device) for name in encoder or []] or store_encoders(store, device)
-    request = IndexRequest(
-        entries=entries,
-        encoders=encoders,
-        mpp=mpp,
-        tile_px=tile,
-        stride_px=stride,
-        keep_images=keep_images,
-        cohort_mpp=cohort_mpp,
-        allow_upsampling=allow_upsampling,
-        min_tissue=min_tissue,
-        shard=part,
-        batch=batch,
-        readers=readers,
-        retry=retry_quarantined,
-        command=" ".join(sys.argv[1:]),
-    )
-    report = run_index(store, request, make_reporter())
+    words = " ".join(sys.argv[1:])
+    asked = IndexRequest(entries=entries, encoders=encoders, shard=part, command=words, **request)
+    report = run_index(store, asked, make_reporter())
     if json_output:
         say_json({**asdict(report), "exit_code": report.exit_code})
     else:

@@ -47,6 +47,9 @@ def run() -> None:
     except HistoSeekError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code)
+    except OSError as error:  # a path that cannot be read or written, a full disk: nothing a traceback explains
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; what was finished is kept, the same command goes on from there\n")
         sys.exit(130)

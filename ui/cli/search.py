@@ -81,5 +81,5 @@ def _query(slide: str | None, at: str | None, image: Path | None, image_mpp: flo
     x0, _, y0 = at.partition(",")
     try:
         return PointQuery(slide, round(float(x0)), round(float(y0)))
-    except ValueError:
+    except (ValueError, OverflowError):
         raise UsageError(f"--at {at} is not X,Y.", "Give level-0 pixels, such as --at 12000,8400.") from None

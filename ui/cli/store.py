@@ -72,12 +72,13 @@ def sql(
     """Ask the store's tables in SQL (read only)."""
     from query import open_cohort
     from ui.cli.console import say_json, say_table
+    from ui.cli.plain_rows import plain_rows
 
-    table = open_cohort(store).sql(query)
+    names, rows = plain_rows(open_cohort(store).sql(query))
     if json_output:
-        say_json({"columns": table.column_names, "rows": table.to_pylist()})
+        say_json({"columns": names, "rows": [dict(zip(names, row, strict=True)) for row in rows]})
     else:
-        say_table(table.column_names, [list(row.values()) for row in table.to_pylist()])
+        say_table(names, rows)
 
 
 def export(
@@ -101,6 +102,8 @@ def export(
     cohort = open_cohort(store)
     reporter = make_reporter()
     if tiles is not None:
+        if encoder is not None:
+            raise UsageError("--encoder belongs to --parquet.", "Tiles are the same for every encoder.")
         report = export_tiles(cohort, tiles, where=where, label=label, grid=grid, reporter=reporter)
     else:
         assert parquet is not None

@@ -29,7 +29,7 @@ def doctor(json_output: options.Json = False) -> None:
 
 def ui(
     store: options.Store,
-    port: Annotated[int, typer.Option(help="Port of the page.")] = 8501,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the page.")] = 8501,
     address: Annotated[str, typer.Option(help="Address to listen on; this machine alone by default.")] = "127.0.0.1",
 ) -> None:
     """Open the explorer: a page where a click on tissue finds similar tissue."""

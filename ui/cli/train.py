@@ -22,7 +22,7 @@ def pretrain(
     store: Annotated[str | None, typer.Option(help="Store whose kept tile images to train on.")] = None,
     manifest: options.Manifest = None,
     cohort_mpp: options.CohortMpp = None,
-    max_tiles: Annotated[int, typer.Option(help="At most so many tiles are drawn from slides.")] = 200_000,
+    max_tiles: Annotated[int, typer.Option(min=1, help="At most so many tiles are drawn from slides.")] = 200_000,
     device: options.Device = None,
     json_output: options.Json = False,
 ) -> None:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from encoder.errors import HistoSeekError
+from encoder.errors import HistoSeekError, UsageError
 from encoder.progress import Reporter
 from ui.demo.choice import typical_row
+from ui.demo.earlier import start_afresh_for_other_slides
 from ui.demo.slides import DemoSlides, choose_slides
 from ui.shipped import config_path
 
@@ -86,9 +87,12 @@ def run_demo(given: Path | None, out: Path, train_seconds: float, reporter: Repo
     from query import open_cohort
     from ui.demo.page import write_page
 
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file.", "Give a folder with --out.")
     slides = choose_slides(given, out, reporter)
     reporter.note(f"demo on {slides.origin}")
     entries = discover([slides.folder], slides.manifest)
+    start_afresh_for_other_slides(out, entries, train_seconds, reporter)
     training, encoder = _pretrain(entries, out / "encoder", train_seconds, reporter)
     store = out / "store"
     indexing = index(

@@ -10,6 +10,7 @@ import streamlit as st
 
 from encoder.errors import HistoSeekError
 from query import open_cohort
+from query.choice import VectorTable
 from query.cohort import Cohort
 from query.queries import PointQuery, Query, TileQuery, read_picture
 from query.results import Results
@@ -23,7 +24,8 @@ FILTER_COLUMNS = ("slide_id", "patient_id", "site_id", "tissue", "x0", "y0")
 class Settings:
     """What the side bar asks for."""
 
-    encoder: str | None
+    encoder: str
+    grid: str
     k: int
     per_slide: int | None
     other_slides: bool
@@ -48,11 +50,15 @@ def _cohort(uri: str) -> Cohort:
 
 
 def _page(cohort: Cohort) -> None:
-    slides = [row for row in cohort.slides.to_pylist() if row["status"] == "indexed"]
-    if not slides:
+    if not cohort.vector_tables:
         st.info("No slide of this store is indexed yet. Index some with: histoseek index SLIDES --store S --encoder E")
         return
-    settings = _sidebar(cohort, len(slides))
+    settings = _sidebar(cohort)
+    searchable = set(cohort.searchable_slides(settings.encoder, settings.grid))
+    slides = [row for row in cohort.slides.to_pylist() if row["slide_id"] in searchable]
+    if not slides:
+        st.info("No tissue was found on the slides that were indexed this way.")
+        return
     from_slide, from_picture = st.tabs(["From a slide", "From a picture"])
     with from_slide:
         _from_slide(cohort, slides, settings)
@@ -60,16 +66,23 @@ def _page(cohort: Cohort) -> None:
         _from_picture(cohort, settings)
 
 
-def _sidebar(cohort: Cohort, slides: int) -> Settings:
+def _vectors_name(cohort: Cohort, table: VectorTable) -> str:
+    mpp = next(row["mpp"] for row in cohort.grids.to_pylist() if row["grid_id"] == table.grid_id)
+    return f"{table.encoder_name}, {mpp:g} um/px"
+
+
+def _sidebar(cohort: Cohort) -> Settings:
     with st.sidebar:
         st.title("HistoSeek")
         st.caption("Click on tissue, see where else it occurs.")
-        names = {table.encoder_id: table.encoder_name for table in cohort.vector_tables}
-        encoder = None
-        if len(names) > 1:
-            encoder = st.selectbox("Encoder", list(names), format_func=lambda one: names[one], key="encoder")
+        vectors = st.selectbox(
+            "Searched with",
+            cohort.vector_tables,
+            format_func=lambda table: _vectors_name(cohort, table),
+            key="vectors",
+        )
         k = st.slider("Hits", 4, 60, 20, step=4, key="k")
-        other = st.toggle("Other slides only", value=slides > 1, disabled=slides == 1, key="other_slides")
+        other = st.toggle("Other slides only", value=len(cohort.slides) > 1, key="other_slides")
         limited = st.toggle("At most three of one slide", value=False, key="limited")
         where = st.text_input(
             "Filter",
@@ -77,13 +90,15 @@ def _sidebar(cohort: Cohort, slides: int) -> Settings:
             help=f"A condition over {', '.join(FILTER_COLUMNS)} and the columns of your manifest.",
             key="where",
         )
-    return Settings(encoder, k, 3 if limited else None, other, where.strip() or None)
+    return Settings(vectors.encoder_id, vectors.grid_id, k, 3 if limited else None, other, where.strip() or None)
 
 
 def _from_slide(cohort: Cohort, slides: list[dict[str, Any]], settings: Settings) -> None:
     by_id = {row["slide_id"]: row for row in slides}
     wanted = st.query_params.get("slide")
-    if "slide" not in st.session_state:
+    if wanted is not None and wanted not in by_id:
+        st.warning(f"Slide {wanted} has no tiles among these vectors.")
+    if st.session_state.get("slide") not in by_id:
         st.session_state.slide = wanted if wanted in by_id else next(iter(by_id))
     left, right = st.columns([5, 6], gap="large")
     with left:
@@ -148,6 +163,7 @@ def _search(cohort: Cohort, query: Query, settings: Settings) -> Results | None:
             exclude=("slide",) if settings.other_slides else (),
             per_slide=settings.per_slide,
             encoder=settings.encoder,
+            grid=settings.grid,
         )
     except HistoSeekError as error:
         st.error(str(error))
@@ -180,7 +196,7 @@ def _query_of_url(slide_id: str) -> Query | None:
     if key is not None and key.rpartition("@")[0] == slide_id:
         return TileQuery(key)
     x0, comma, y0 = st.query_params.get("at", "").partition(",")
-    if comma and x0.isdigit() and y0.isdigit():
+    if comma and x0.isdecimal() and y0.isdecimal():
         return PointQuery(slide_id, int(x0), int(y0))
     return None
 
@@ -209,6 +225,6 @@ def _boxes(results: Results | None, slide_id: str) -> list[dict[str, Any]]:
 def _about(row: dict[str, Any]) -> str:
     parts = [f"{row['width0']:,} x {row['height0']:,} pixels", f"{row['mpp']:.3f} um/px ({row['mpp_source']})"]
     own = {"slide_id", "slide_no", "path", "fingerprint", "vendor", "width0", "height0", "mpp", "mpp_source"}
-    own |= {"objective", "status", "registered_at", "reasons", "thumbnail"}
+    own |= {"manifest_mpp", "mask", "objective", "status", "registered_at", "reasons", "thumbnail"}
     parts += [f"{name}: {value}" for name, value in row.items() if name not in own and value not in (None, "")]
     return " · ".join(parts)
