@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,15 +16,15 @@ from indexer.grid import Grid
 from indexer.store import Store, open_store
 from query.choice import VectorTable, choose
 from query.engines import Engine, ResidentExact
-from query.filters import EXCLUDABLE, RowFilter, check_exclude, excluded_slides, is_unknown
+from query.filters import RowFilter, check_exclude, excluded_slides
 from query.guard import Limits, nearest_name
-from query.plan import Plan
+from query.plan import Plan, Stopwatch, shortage_note, unknown_notes
 from query.queries import ImageQuery, Query, as_query
 from query.resolve import Probe, mean_direction, picture_tiles, resolve
 from query.results import Results, TilePlace, hit_table
 from query.rows import TileRows, finished_rows, load_rows
 from query.sql import run_sql
-from query.status import cohort_status
+from query.status import cohort_status, searchable_status
 
 if TYPE_CHECKING:
     from encoder.embed import TileEncoder
@@ -76,6 +75,7 @@ class Cohort:
         self.store = store
         self._memory_budget, self._device = memory_budget, device
         self._lock = threading.RLock()
+        self._store_identity: tuple[str, ...] = ()
         self._seen: tuple[int, ...] = ()
         self._slides = pa.table({})
         self._tables: tuple[VectorTable, ...] = ()
@@ -105,6 +105,13 @@ class Cohort:
         """Which encoder has vectors on which grid."""
         self._refresh()
         return self._tables
+
+    def searchable_slides(self, encoder: str | None = None, grid: str | None = None) -> list[str]:
+        """Ids of the slides that a search would look at, sorted; see `search` for the arguments and errors."""
+        table = self.choose(encoder, grid)
+        finished, _ = finished_rows(self.store, self.store.vectors_table_name(table.encoder_id, table.grid_id))
+        numbers, ids = (self.slides[name].to_pylist() for name in ("slide_no", "slide_id"))
+        return [slide_id for number, slide_id in zip(numbers, ids, strict=True) if number in finished]
 
     def choose(self, encoder: str | None = None, grid: str | None = None) -> VectorTable:
         """The vectors that a search would use; see `search` for the arguments and errors."""
@@ -138,7 +145,7 @@ class Cohort:
             raise QueryError(
                 "k and per_slide are whole numbers of at least 1.", f"Got k={k!r}, per_slide={per_slide!r}."
             )
-        clock = _Clock()
+        clock = Stopwatch()
         asked, exclude = as_query(query), check_exclude(exclude)
         table = self.choose(encoder, grid)
         resident, slides = self._load(table)
@@ -156,11 +163,11 @@ class Cohort:
         found = hit_table(hits, resident.rows, slides)
         clock.lap("rows")
         matching = len(resident.rows) if allowed is None else int(np.count_nonzero(allowed))
-        notes = [*probe.notes, *_unknown_notes(exclude, probe.slide_code, slides)]
+        notes = [*probe.notes, *unknown_notes(exclude, probe.slide_code, slides)]
         if resident.rows.disagreeing:
             notes.append(f"{len(resident.rows.disagreeing)} slides are being indexed again and were left out.")
         if len(found) < k:
-            notes.append(f"Only {len(found)} of the {k} asked tiles exist after the filters.")
+            notes.append(shortage_note(len(found), int(k), matching, len(resident.rows), per_slide))
         plan = Plan(
             resident.engine.name, table.encoder_id, table.grid_id, probe.words, len(resident.rows), matching,
             hits.scanned, int(np.count_nonzero(banned)), where, tuple(notes), clock.seconds,
@@ -310,14 +317,22 @@ class Cohort:
             return held, self._slides
 
     def _refresh(self) -> None:
-        """Read the small tables again where one of them changed."""
+        """Read the small tables again where one of them changed; forget all where the store is another one."""
         with self._lock:
+            identity = _identity(self.store)
+            if identity != self._store_identity:
+                # Deleted and made anew at its place, where versions may be the same by chance.
+                if self._store_identity:
+                    self.store = open_store(self.store.uri, read_only=self.store.lance.read_only)
+                self._seen = ()
+                self._resident.clear()
+                self._encoders.clear()
+                self._store_identity = identity
             seen = tuple(self.store.table_version(name) for name in _SMALL_TABLES)
             if seen == self._seen:
                 return
-            status = self.store.slide_status()
             slides = self.store.slides().sort_by("slide_id")
-            states = [status[slide_id] for slide_id in slides["slide_id"].to_pylist()]
+            states = searchable_status(self.store, slides["slide_id"].to_pylist())
             self._slides = slides.append_column("status", pa.array(states, pa.string()))
             names = {row["encoder_id"]: row["name"] for row in self.encoders.to_pylist()}
             self._tables = tuple(
@@ -326,17 +341,6 @@ class Cohort:
             )
             self._grids = {row["grid_id"]: Grid.from_json(row["settings"]) for row in self.grids.to_pylist()}
             self._seen = seen
-
-
-class _Clock:
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = perf_counter()
-
-    def lap(self, step: str) -> None:
-        now = perf_counter()
-        self.seconds[step] = now - self._last
-        self._last = now
 
 
 def open_cohort(uri: str, memory_budget: int | None = None, device: str | None = None) -> Cohort:
@@ -353,16 +357,10 @@ def open_cohort(uri: str, memory_budget: int | None = None, device: str | None =
     return Cohort(open_store(uri, read_only=True), memory_budget, device)
 
 
+def _identity(store: Store) -> tuple[str, ...]:
+    """What tells a store from another that was made at its place."""
+    return tuple(str(at) for at in store.read("meta", ["created_at"])["created_at"].to_pylist())
+
+
 def _is_count(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
-
-
-def _unknown_notes(exclude: Collection[str], code: int | None, slides: pa.Table) -> list[str]:
-    notes = []
-    for name in exclude:
-        values = slides[EXCLUDABLE[name]].to_pylist()
-        unknown = sum(map(is_unknown, values))
-        if unknown:
-            own = ", the query's among them" if code is not None and is_unknown(values[code]) else ""
-            notes.append(f"{unknown} of {len(values)} slides have no known {name}{own}: each counts as one of its own.")
-    return notes

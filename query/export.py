@@ -5,10 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from indexer.schema import TILE_IMAGE_QUALITY
 from query.cohort import Cohort
 from query.filters import RowFilter, is_unknown
 from query.guard import nearest_name
+from query.output_path import check_output_file, check_output_folder, whole_file, whole_folder
 from query.results import slide_columns
 from query.rows import finished_rows, finished_tiles, slide_codes
 
@@ -71,12 +71,10 @@ def export_tiles(
         reporter: receives progress.
 
     Raises:
-        UsageError: the folder is in use.
+        UsageError: the folder is in use or cannot be made.
         QueryError: the filter, label or grid is wrong, no tile matches, or none could be read.
     """
-    target = Path(folder)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UsageError(f"{target} exists and is not an empty folder.", fix="Name a new folder.")
+    target = check_output_folder(folder)
     slides, grid_id, reporter = cohort.slides, _choose_grid(cohort, grid), reporter or SilentReporter()
     if label is not None and label not in slides.column_names:
         raise QueryError(f"There is no slide column {label!r}.", nearest_name(label, slides.column_names))
@@ -92,7 +90,7 @@ def export_tiles(
     written, sources = 0, 0
     failures: list[tuple[str, str]] = []
     reporter.start("export", tiles.num_rows, "tiles")
-    with _whole_folder(target) as part, (part / "tiles.csv").open("w", newline="", encoding="utf-8") as stream:
+    with whole_folder(target) as part, (part / "tiles.csv").open("w", newline="", encoding="utf-8") as stream:
         columns = [name for name in _TABLE_COLUMNS if name != "label" or label is not None]
         table = csv.DictWriter(stream, columns, extrasaction="ignore")
         table.writeheader()
@@ -140,10 +138,10 @@ def export_parquet(
         reporter: receives progress.
 
     Raises:
-        UsageError: the file exists.
+        UsageError: the file exists or cannot be written.
         QueryError: the filter, encoder or grid is wrong, or no tile matches.
     """
-    target = Path(file)
+    target = check_output_file(file)
     if target.exists():
         raise UsageError(f"{target} exists.", fix="Name a new file.")
     table, slides, reporter = cohort.choose(encoder, grid), cohort.slides, reporter or SilentReporter()
@@ -160,10 +158,9 @@ def export_parquet(
     ids, extents = tiles["tile_id"].to_numpy(), tiles["extent_px0"].to_numpy()
     metadata = _provenance(cohort, table.encoder_id, table.grid_id)
     reporter.start("export", ids.size, "tiles")
-    part = target.with_name(f".{target.name}.part")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    written, seen, writer = 0, set(), None
-    try:
+    written, seen = 0, set()
+    with whole_file(target) as part, ExitStack() as closing:
+        writer = None
         for batch in store.scan(name, ["tile_id", "slide_no", "x0", "y0", "tissue", "vector"], batch_rows=16_384):
             at = np.minimum(np.searchsorted(ids, batch["tile_id"].to_numpy()), ids.size - 1)
             match = ids[at] == batch["tile_id"].to_numpy()
@@ -174,18 +171,13 @@ def export_parquet(
             seen.update(codes.tolist())
             out = _parquet_rows(rows, extents[at[match]], slides.take(pa.array(codes)))
             if writer is None:
-                writer = pq.ParquetWriter(part, out.schema.with_metadata(metadata), compression="zstd")
+                schema = out.schema.with_metadata(metadata)
+                writer = closing.enter_context(pq.ParquetWriter(part, schema, compression="zstd"))
             writer.write_table(out.replace_schema_metadata(metadata))
             written += out.num_rows
             reporter.advance(out.num_rows)
         if writer is None:
             raise QueryError("No tile matches: nothing was written.", "Index slides, or widen where.")
-        writer.close()
-        part.replace(target)
-    finally:
-        if writer is not None:
-            writer.close()
-        part.unlink(missing_ok=True)
     reporter.finish()
     return ExportReport(target, written, len(seen))
 
@@ -278,18 +270,3 @@ def _choose_grid(cohort: Cohort, grid: str | None) -> str:
         raise QueryError("The store holds no tiles yet.", "`histoseek index` makes them.")
     said = f"The store has no grid {grid!r}." if grid else f"The store has {len(grids)} grids."
     raise QueryError(said, f"Choose one of: {', '.join(grids)}.")
-
-
-@contextmanager
-def _whole_folder(target: Path) -> Iterator[Path]:
-    """A folder beside the target that becomes the target when all went well, and vanishes otherwise."""
-    part = target.with_name(f".{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-        if target.exists():
-            target.rmdir()
-        part.replace(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

@@ -35,6 +35,7 @@ class RowFilter:
         self._limits = limits or Limits()
         self._lock = threading.Lock()
         self._masks: dict[str, NDArray[np.bool_]] = {}
+        self._row = _new_name("__row", [*slides.column_names, *tiles.column_names])
 
     def mask(self, where: str) -> NDArray[np.bool_]:
         """True for the rows that match, bool [N]; an expression that is NULL does not match.
@@ -43,20 +44,24 @@ class RowFilter:
             QueryError: the expression is refused, names an unknown column, or is not true or false.
         """
         with self._lock:
-            if where not in self._masks:
-                # Opened for one expression: a database that lives on holds threads, and notices of its own.
-                with closing(self._connect()) as connection:
-                    mask = self._resolve(connection, where)
-                mask.flags.writeable = False
-                self._masks[where] = mask
-                if len(self._masks) > _REMEMBERED:
-                    del self._masks[next(iter(self._masks))]
-            return self._masks[where]
+            known = self._masks.get(where)
+        if known is not None:
+            return known
+        # Without the lock: a slow expression keeps nobody else waiting. Opened for one expression: a database
+        # that lives on holds threads, and notices of its own.
+        with closing(self._connect()) as connection:
+            mask = self._resolve(connection, where)
+        mask.flags.writeable = False
+        with self._lock:
+            mask = self._masks.setdefault(where, mask)
+            if len(self._masks) > _REMEMBERED:
+                del self._masks[next(iter(self._masks))]
+        return mask
 
     def _connect(self) -> duckdb.DuckDBPyConnection:
         connection = locked_connection(self._limits)
         connection.register("slides", self._slides)
-        connection.register("tiles", self._tiles.append_column("__row", pa.array(np.arange(self._tiles.num_rows))))
+        connection.register("tiles", self._tiles.append_column(self._row, pa.array(np.arange(self._tiles.num_rows))))
         return connection
 
     def _resolve(self, connection: duckdb.DuckDBPyConnection, where: str) -> NDArray[np.bool_]:
@@ -71,7 +76,8 @@ class RowFilter:
             )
         if "tiles" in read:
             mask = np.zeros(self._tiles.num_rows, np.bool_)
-            mask[self._fetch(connection, f"SELECT __row FROM {joined} WHERE ({where}\n)")["__row"].to_numpy()] = True
+            found = self._fetch(connection, f"SELECT {self._row} FROM {joined} WHERE ({where}\n)")
+            mask[found[self._row].to_numpy()] = True
             return mask
         # Slides alone decide: a few rows for DuckDB, whatever the number of tiles.
         matching = self._fetch(connection, f"SELECT slide_no FROM {joined} WHERE ({where}\n)")["slide_no"].to_numpy()
@@ -79,6 +85,14 @@ class RowFilter:
 
     def _fetch(self, connection: duckdb.DuckDBPyConnection, text: str) -> pa.Table:
         return fetch(connection, text, self._limits, "where")
+
+
+def _new_name(name: str, taken: Collection[str]) -> str:
+    """A name that no column has: manifests may name theirs as they like."""
+    lower = {item.lower() for item in taken}
+    while name in lower:
+        name = f"{name}_"
+    return name
 
 
 def check_exclude(exclude: Collection[str]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import duckdb
 import pyarrow as pa
 
 from encoder.errors import QueryError
+from query.sql_functions import REFUSED_FUNCTIONS, REFUSED_TYPES, ROW_FUNCTIONS, ROW_TYPES, TABLE_FUNCTIONS
 
 # The parser's classes of an expression that looks at one row only.
 _ROW_CLASSES = frozenset(
@@ -63,8 +64,9 @@ def check_expression(connection: duckdb.DuckDBPyConnection, text: str, columns: 
         columns: names of the columns of each relation.
 
     Raises:
-        QueryError: a syntax error, several statements, anything but an expression over single rows, an
-            unknown column, or one that two relations have.
+        QueryError: a syntax error, several statements, anything but an expression over single rows, a
+            function or type that is not among the allowed ones, an unknown column, or one that two relations
+            have.
     """
     node = _bare_where(connection, text)
     known = {relation: {name.lower() for name in names} for relation, names in columns.items()}
@@ -73,6 +75,7 @@ def check_expression(connection: duckdb.DuckDBPyConnection, text: str, columns: 
         if item["class"] not in _ROW_CLASSES:
             kind = item["class"].lower().replace("_", " ")
             raise QueryError(f"where may not hold a {kind}: {text!r}.", "Compare columns of slides and tiles only.")
+        _check_row_item(item)
         if item["class"] == "COLUMN_REF":
             read.add(_relation_of(item["column_names"], known, columns, text))
     return read
@@ -82,11 +85,13 @@ def check_select(connection: duckdb.DuckDBPyConnection, text: str) -> set[str]:
     """Check that `text` is one SELECT (WITH allowed) and name the tables that it reads, lower case.
 
     Raises:
-        QueryError: a syntax error, several statements, or another kind of statement.
+        QueryError: a syntax error, several statements, another kind of statement, or a function whose use
+            of memory or time DuckDB does not limit.
     """
     fix = "Give one SELECT; WITH is allowed, PRAGMA, ATTACH, COPY, INSTALL, SHOW and the like are not."
     statement = _statement(connection, text, "sql", fix)
     names: set[str] = set()
+    _check_functions(statement)
     for item in _dicts(statement):
         kind = item.get("type")
         if isinstance(kind, str) and kind.endswith(("INSERT", "UPDATE", "DELETE", "_QUERY_NODE")):
@@ -188,6 +193,42 @@ def _relation_of(path: list[str], known: dict[str, set[str]], columns: dict[str,
             raise QueryError(f"where: {path[0]!r} is a column of {' and '.join(holders)}.", f"Write {choice}.")
     every = list(dict.fromkeys(column for names in columns.values() for column in names))
     raise QueryError(f"where: there is no column {'.'.join(path)!r} in {text!r}.", nearest_name(path[-1], every))
+
+
+def _check_row_item(item: dict[str, Any]) -> None:
+    """Refuse a function or type that `where` may not use."""
+    if item["class"] == "FUNCTION":
+        name = item["function_name"].lower()
+        if name not in ROW_FUNCTIONS:
+            close = get_close_matches(name, ROW_FUNCTIONS, n=1, cutoff=0.7)
+            hint = (
+                f"Did you mean {close[0]!r}?" if close else "Use comparisons and plain functions of text and numbers."
+            )
+            raise QueryError(f"where may not use the function {name!r}.", hint)
+    if item["class"] == "TYPE" and item["type_name"].lower() not in ROW_TYPES:
+        raise QueryError(f"where may not use the type {item['type_name']!r}.", "Cast to numbers, text or dates only.")
+
+
+def _check_functions(statement: dict[str, Any]) -> None:
+    """Refuse functions and types of a SELECT that pass by its limits."""
+    nodes = list(_dicts(statement))
+    after_from = {id(node["function"]) for node in nodes if node.get("type") == "TABLE_FUNCTION"}
+    for item in nodes:
+        if item.get("class") == "FUNCTION":
+            name = item["function_name"].lower()
+            if id(item) in after_from:
+                if name not in TABLE_FUNCTIONS:
+                    raise QueryError(
+                        f"sql may not read from {name}(): what is not in the store is disabled by configuration.",
+                        f"Read the store's relations; after FROM may stand {', '.join(sorted(TABLE_FUNCTIONS))}.",
+                    )
+            elif name in REFUSED_FUNCTIONS or name.startswith("__"):
+                raise QueryError(
+                    f"sql may not use the function {name!r} here: its time and memory cannot be limited.",
+                    "Compute it on the result.",
+                )
+        if item.get("class") == "TYPE" and item["type_name"].lower() in REFUSED_TYPES:
+            raise QueryError("sql may not use arrays of a fixed length.", "Cast to a list, such as INTEGER[].")
 
 
 def _expressions(node: Any) -> Iterator[dict[str, Any]]:

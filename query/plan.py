@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from time import perf_counter
+
+import pyarrow as pa
+
+from query.filters import EXCLUDABLE, is_unknown
 
 
 @dataclass(frozen=True)
@@ -49,3 +54,44 @@ class Plan:
         lines += [f"note      {note}" for note in self.notes]
         lines.append("time      " + ", ".join(f"{step} {1e3 * s:.1f} ms" for step, s in self.seconds.items()))
         return "\n".join(lines)
+
+
+class Stopwatch:
+    """Seconds of each step, from the end of the step before."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = perf_counter()
+
+    def lap(self, step: str) -> None:
+        """End a step."""
+        now = perf_counter()
+        self.seconds[step] = now - self._last
+        self._last = now
+
+
+def unknown_notes(exclude: Collection[str], code: int | None, slides: pa.Table) -> list[str]:
+    """Say how many slides have no patient or site that an exclusion could compare."""
+    notes = []
+    for name in exclude:
+        values = slides[EXCLUDABLE[name]].to_pylist()
+        unknown = sum(map(is_unknown, values))
+        if unknown:
+            own = ", the query's among them" if code is not None and is_unknown(values[code]) else ""
+            notes.append(f"{unknown} of {len(values)} slides have no known {name}{own}: each counts as one of its own.")
+    return notes
+
+
+def shortage_note(found: int, k: int, matching: int, total: int, per_slide: int | None) -> str:
+    """Say why fewer than k tiles were found.
+
+    Args:
+        found: tiles found, fewer than `k`.
+        matching: tiles left after the filters.
+        total: searchable tiles.
+        per_slide: most hits of one slide, or None.
+    """
+    causes = ["after the filters"] if matching < total else []
+    if per_slide is not None and found < matching:
+        causes.append(f"with per_slide {per_slide}")
+    return f"Only {found} of the {k} asked tiles exist {' and '.join(causes) or 'in these vectors'}."

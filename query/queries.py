@@ -10,12 +10,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from encoder.errors import HistoSeekError, QueryError
 from indexer.grid import parse_tile_key
 
 MAX_PIXELS = 100_000_000
+_FORMATS = ("PNG", "JPEG", "TIFF")  # some of Pillow's other readers start programs or read more files
 _PLAIN_MODES = frozenset({"RGB", "RGBA", "L", "LA", "P", "PA", "CMYK", "YCbCr", "1"})
 
 
@@ -129,10 +130,14 @@ def check_vector(vector: NDArray[np.floating], dim: int) -> NDArray[np.float64]:
 
 
 def read_picture(source: Path | bytes | Image.Image, mpp: float | None = None) -> ImageQuery:
-    """Read a picture as RGB, white where it is transparent.
+    """Read a picture as RGB, upright, white where it is transparent.
+
+    Args:
+        source: a PNG, JPEG or TIFF, its bytes, or an open picture.
+        mpp: micrometres per pixel; None takes it to be the grid's.
 
     Raises:
-        QueryError: the file is missing, no picture, broken, or too large.
+        QueryError: the file is missing, no such picture, broken, or too large.
     """
     name = str(source) if isinstance(source, Path) else "The picture"
     try:
@@ -143,7 +148,7 @@ def read_picture(source: Path | bytes | Image.Image, mpp: float | None = None) -
             if isinstance(source, Image.Image):
                 opened = source
             else:
-                opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+                opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS)
             if opened.width * opened.height > MAX_PIXELS:
                 raise QueryError(
                     f"{name} has {opened.width * opened.height / 1e6:,.0f} million pixels, "
@@ -152,6 +157,7 @@ def read_picture(source: Path | bytes | Image.Image, mpp: float | None = None) -
                 )
             if opened.mode not in _PLAIN_MODES:
                 raise QueryError(f"{name} has pixels of type {opened.mode}.", "Convert it to RGB of 8 bits.")
+            opened = ImageOps.exif_transpose(opened)
             if opened.mode in {"RGBA", "LA", "PA"} or "transparency" in opened.info:
                 rgba = opened.convert("RGBA")
                 opened = Image.new("RGBA", rgba.size, "white")
@@ -159,7 +165,7 @@ def read_picture(source: Path | bytes | Image.Image, mpp: float | None = None) -
             pixels = np.asarray(opened.convert("RGB"))
     except QueryError:
         raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a broken or hostile file may raise anything in a decoder
         raise QueryError(f"{name} cannot be read as a picture: {error}.", "Give a PNG, JPEG or TIFF.") from error
     return ImageQuery(pixels, mpp)
 

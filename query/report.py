@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from query.evaluate import EncoderOutcome, Evaluation
 from query.knn import KnnTask
+from query.output_path import check_output_file, whole_file
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1d2129; --faint: #667080; --line: #dfe3e8; --bar: #7c3a68; --warn: #9a3412; }
@@ -34,12 +35,13 @@ def write_report(evaluation: Evaluation, path: Path | str) -> Path:
 
     Args:
         path: of the HTML file; its folder is made.
+
+    Raises:
+        UsageError: no file can be written there.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(report_html(evaluation), encoding="utf-8")
-    part.replace(path)
+    path = check_output_file(path)
+    with whole_file(path) as part:
+        part.write_text(report_html(evaluation), encoding="utf-8")
     return path
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from encoder.errors import QueryError
-from indexer.grid import parse_tile_key, tile_key
+from indexer.grid import MAX_UPSAMPLING, WARN_UPSAMPLING, parse_tile_key, tile_key
 from indexer.resample import resample
 from query.guard import nearest_name
 from query.queries import ImageQuery, PointQuery, Query, TileQuery, check_vector
@@ -88,27 +88,26 @@ def picture_tiles(
 
     The tiles lie edge to edge around the picture's centre; a picture smaller than one tile gives its
     central square, enlarged.
+
+    Raises:
+        QueryError: it would have to be enlarged more than a slide may be.
     """
     notes = []
     if mpp is None:
         notes.append(f"The picture's scale is unknown: taken to be the grid's {grid_mpp:g} um/px.")
     height, width = pixels.shape[:2]
-    side = tile_px * grid_mpp / (mpp or grid_mpp)
-    if side > min(height, width) * 1.02:
-        notes.append(
-            f"The picture covers less than one tile ({min(height, width)} of {side:.0f} px): "
-            "its central square was enlarged."
-        )
-    side = min(side, float(min(height, width)))
+    wanted = tile_px * grid_mpp / (mpp or grid_mpp)
+    side = min(wanted, float(min(height, width)))
+    notes += _enlargement_notes(wanted, side, tile_px)
     columns, rows = max(1, int(width / side + 1e-6)), max(1, int(height / side + 1e-6))
     left, top = (width - columns * side) / 2, (height - rows * side) / 2
-    corners = [(left + c * side, top + r * side) for r in range(rows) for c in range(columns)]
-    if len(corners) > MAX_PICTURE_TILES:
-        notes.append(f"{MAX_PICTURE_TILES} of the picture's {len(corners)} tiles were used, evenly spread.")
-        picked = np.linspace(0, len(corners) - 1, MAX_PICTURE_TILES).round().astype(int)
-        corners = [corners[i] for i in picked]
-    if len(corners) > 1:
-        notes.append(f"The query is the mean of {len(corners)} tiles that cover the picture.")
+    count = min(rows * columns, MAX_PICTURE_TILES)
+    if count < rows * columns:
+        notes.append(f"{count} of the picture's {rows * columns} tiles were used, evenly spread.")
+    if count > 1:
+        notes.append(f"The query is the mean of {count} tiles that cover the picture.")
+    picked = np.linspace(0, rows * columns - 1, count).round().astype(int).tolist()
+    corners = [(left + number % columns * side, top + number // columns * side) for number in picked]
     tiles = [resample(pixels, corner, (side, side), (tile_px, tile_px)) for corner in corners]
     return np.stack(tiles), tuple(notes)
 
@@ -118,6 +117,31 @@ def mean_direction(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     wide = vectors.astype(np.float64)
     norms = np.linalg.norm(wide, axis=1, keepdims=True)
     return (wide / np.where(norms > 0, norms, 1.0)).mean(axis=0)
+
+
+def _enlargement_notes(wanted: float, side: float, tile_px: int) -> list[str]:
+    """Say how far a picture is enlarged for the grid's tiles; slides are held to the same limits.
+
+    Args:
+        wanted: side of a tile at the grid's scale, pixels of the picture.
+        side: side of the squares that the picture is cut into, pixels of the picture.
+
+    Raises:
+        QueryError: too far.
+    """
+    factor = max(tile_px, wanted) / side
+    if factor > MAX_UPSAMPLING:
+        raise QueryError(
+            f"The picture would have to be enlarged {factor:.1f}x, at most {MAX_UPSAMPLING:g}x is done: "
+            f"a tile of this grid is {wanted:.3g} of its pixels wide, and it can give {side:.3g}.",
+            "Give a larger or finer picture, check its mpp, or choose a coarser grid.",
+        )
+    notes = []
+    if wanted > side * 1.02:
+        notes.append(f"The picture covers less than one tile ({side:.0f} of {wanted:.0f} px): its centre was enlarged.")
+    if factor > WARN_UPSAMPLING:
+        notes.append(f"The picture was enlarged {factor:.2f}x: it shows less detail than the tiles.")
+    return notes
 
 
 def _of_tile(query: TileQuery, rows: TileRows, slides: pa.Table) -> Probe:
@@ -161,7 +185,8 @@ def _of_point(query: PointQuery, rows: TileRows, slides: pa.Table, embed: Embed,
         return _indexed(row, words, code, rows, (f"The point lies in the indexed tile {key}.",))
     pixels = read_tile(code, query.x0, query.y0)
     note = "No indexed tile holds the point: the slide was read there and embedded."
-    return Probe(mean_direction(embed(pixels[None])), words, code, None, Image.fromarray(pixels), (note,))
+    tiles = pixels[None].copy()  # what was read may be read-only, which PyTorch warns of
+    return Probe(mean_direction(embed(tiles)), words, code, None, Image.fromarray(pixels), (note,))
 
 
 def _of_picture(query: ImageQuery, mpp: float, tile_px: int, embed: Embed) -> Probe:

@@ -13,15 +13,28 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
+from encoder.errors import UsageError
 from indexer.grid import tile_key
 from indexer.store import Store
 from query.engines import Hits
 from query.montage import Entry, draw_montage
+from query.output_path import check_output_file, whole_file
 from query.plan import Plan
 from query.rows import TileRows
 
 if TYPE_CHECKING:
     import pandas
+
+MAX_SHEET_HITS = 500
+# What the sheet can be written as, by the ending of the file.
+SHEET_FORMATS = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".pdf": "PDF",
+}
 
 # Columns of `slides` that say nothing about a hit.
 _BOOKKEEPING = frozenset({"slide_id", "slide_no", "path", "fingerprint", "vendor", "registered_at", "mask"})
@@ -88,18 +101,24 @@ class Results:
         """Draw the query and the hits as one labelled sheet.
 
         Args:
-            path: where to write it; the ending chooses the format. None writes nothing.
+            path: where to write it; the ending chooses PNG, JPEG, TIFF or PDF. None writes nothing.
             columns: hits per row.
+
+        Raises:
+            UsageError: there are more than 500 hits, or no such picture can be written there.
         """
+        target = None if path is None else check_output_file(path, SHEET_FORMATS)
+        if len(self) > MAX_SHEET_HITS:
+            raise UsageError(f"A sheet shows at most {MAX_SHEET_HITS} hits, these are {len(self):,}.", "Ask for fewer.")
         rows = zip(self.table.to_pylist(), self.images(), strict=True)
         entries = [
             Entry(image, f"{row['rank']}: distance {row['distance']:.4f}", row["slide_id"], f"{row['x0']}, {row['y0']}")
             for row, image in rows
         ]
         sheet = draw_montage(self.query_image, self.plan.query, entries, columns)
-        if path is not None:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            sheet.save(path)
+        if target is not None:
+            with whole_file(target) as part:
+                sheet.save(part, SHEET_FORMATS[target.suffix.lower()])
         return sheet
 
     def _thumbs(self, tile_ids: Sequence[int]) -> list[Image.Image | None]:

@@ -26,11 +26,12 @@ def read_centred_tile(slide_row: dict[str, Any], x0: int, y0: int, grid: Grid) -
         x0, y0: level-0 pixels; parts of the tile outside the slide are white.
 
     Raises:
-        QueryError: the slide can no longer be read there.
+        QueryError: the slide can no longer be read there, or is not the file that was indexed.
     """
     entry = _entry(slide_row)
     try:
         with open_slide(entry) as slide:
+            _check_same_file(slide, slide_row)
             geometry = lay_grid(slide.info, grid)
             half = geometry.extent_exact_px0 / 2
             corner = [centre - half for centre in (x0, y0)]
@@ -60,12 +61,16 @@ def open_tiles(
         SlideError: the slide cannot be opened, or is no longer the file that was indexed.
     """
     with open_slide(_entry(slide_row)) as slide:
-        if slide_row["fingerprint"] not in (None, slide.info.fingerprint):
-            raise SlideError(
-                f"{slide.info.path} is not the file that was indexed.", "Index it again, or bring the file back."
-            )
+        _check_same_file(slide, slide_row)
         rows, cols = (tile_ids >> 16 & 0xFFFF).astype(np.int32), (tile_ids & 0xFFFF).astype(np.int32)
         yield TileReader(slide, _plan(slide, grid, lay_grid(slide.info, grid), rows, cols)).read
+
+
+def _check_same_file(slide: Slide, slide_row: dict[str, Any]) -> None:
+    if slide_row["fingerprint"] not in (None, slide.info.fingerprint):
+        raise SlideError(
+            f"{slide.info.path} is not the file that was indexed.", "Index it again, or bring the file back."
+        )
 
 
 def _entry(slide_row: dict[str, Any]) -> SlideEntry:

@@ -26,8 +26,10 @@ class Score:
     units: int
 
     def __str__(self) -> str:
+        if np.isnan(self.value):
+            return "none (every class was left out)"
         if np.isnan(self.low):
-            return f"{self.value:.3f} (no interval: {self.units} unit)"
+            return f"{self.value:.3f} (no interval: {self.units} {'unit' if self.units == 1 else 'units'})"
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 

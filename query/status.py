@@ -14,6 +14,19 @@ from query.choice import VectorTable
 STATUSES = ("registered", "indexed", "empty", "quarantined")
 
 
+def searchable_status(store: Store, slide_ids: Sequence[str]) -> list[str]:
+    """Status of each slide for those who ask: `indexed` where it has vectors in any table.
+
+    A slide that failed on one grid keeps the vectors that it has on another; the failure stays in
+    `quarantine`.
+    """
+    states = store.slide_status()
+    done = store.read("done", ["slide_id", "rows"])
+    pairs = zip(done["slide_id"].to_pylist(), done["rows"].to_pylist(), strict=True)
+    states.update(dict.fromkeys((slide_id for slide_id, rows in pairs if rows), "indexed"))
+    return [states.get(slide_id, "registered") for slide_id in slide_ids]
+
+
 def cohort_status(store: Store, slides: pa.Table, tables: Sequence[VectorTable]) -> dict[str, Any]:
     """Counts of slides per status, rows per table, vectors, why slides are empty, open failures, the last run.
 

@@ -23,7 +23,7 @@ from indexer.synthetic import class_at, draw_cohort
 
 EXTENT_PX0 = 256
 STEP_PX0 = 128
-STEPS = 160
+STEPS = 200
 
 
 class SlideTiles:

@@ -106,6 +106,20 @@ def test_a_filter_that_leaves_seven_rows_returns_seven(small, cohort):
     assert results.plan.rows_scanned == 7
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"k": 20, "per_slide": 1}, "Only 6 of the 20 asked tiles exist with per_slide 1."),
+        ({"k": 300}, "Only 216 of the 300 asked tiles exist in these vectors."),
+        ({"k": 20, "where": "x0 < 0"}, "Only 0 of the 20 asked tiles exist after the filters."),
+        ({"k": 9, "where": "organ = 'liver'", "per_slide": 2}, "exist after the filters and with per_slide 2."),
+    ],
+)
+def test_fewer_hits_than_asked_are_explained(cohort, options, says):
+    notes = cohort.search(np.ones(16), **options).plan.notes
+    assert [note for note in notes if note.endswith(says)] == list(notes)
+
+
 def test_k_beyond_the_table_returns_every_row_once(small, cohort):
     results = cohort.search(VectorQuery(np.ones(16)), k=100_000)
     assert sorted(results.table["tile_key"].to_pylist()) == sorted(small.key(row) for row in range(216))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -93,6 +96,76 @@ def test_expressions_that_are_allowed(connection, text, read):
 def test_expressions_that_are_refused(connection, text, says):
     with pytest.raises(QueryError, match=says.replace("(", r"\(")):
         check_expression(connection, text, COLUMNS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "repeat('a', 1000000000) = 'b'",
+        "lpad(organ, 1000000000, 'x') = 'b'",
+        "sleep_ms(100000) IS NULL",
+        "organ.repeat(1000000000) = 'b'",
+        "write_log('x') IS NULL",
+        "length(range(1000000000)) > 1",
+        "replace(organ, 'a', 'aaaa') = 'b'",
+        "NULL::INTEGER[100000] IS NULL",
+    ],
+)
+def test_only_plain_functions_and_types_may_filter(connection, text):
+    with pytest.raises(QueryError, match=r"where may not use the (function|type)"):
+        check_expression(connection, text, COLUMNS)
+
+
+def test_a_misspelt_function_is_named(connection):
+    with pytest.raises(QueryError, match="Did you mean 'lower'"):
+        check_expression(connection, "lowr(organ) = 'liver'", COLUMNS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x0 + 2 * y0 - 1 > -(x0 % 7) / 2 AND x0 // 2 <> 4",
+        "upper(trim(organ)) LIKE '%L' AND organ NOT ILIKE 'b%' AND organ SIMILAR TO 'l.*'",
+        "length(substring(organ FROM 1 FOR 2)) = 2 AND organ || 'x' != 'y' AND position('a' IN organ) = 0",
+        "contains(organ, 'l') OR starts_with(organ, 'c') OR ends_with(organ, 'r') OR regexp_matches(organ, '^l')",
+        "coalesce(age, 0) >= abs(round(floor(ceil(sqrt(least(x0, y0)) / greatest(1, x0)))))",
+        "nullif(organ, 'x') IS NOT DISTINCT FROM organ AND isnan(age) IS NOT TRUE AND organ NOT IN ('a', 'b')",
+        "TRY_CAST(organ AS DATE) > DATE '2020-01-01' - INTERVAL 3 DAY OR year(TRY_CAST(organ AS DATE)) = 2020",
+        "age::DECIMAL(10, 2) < 3 OR date_part('month', TRY_CAST(organ AS TIMESTAMP)) = 2",
+    ],
+)
+def test_plain_functions_may_filter(text):
+    assert row_filter(10)[0].mask(text).shape == (10,)
+
+
+def test_a_slow_filter_keeps_nobody_waiting(monkeypatch):
+    rows = row_filter(20)[0]
+    entered, leave = threading.Event(), threading.Event()
+    resolve = RowFilter._resolve
+
+    def slow(self, connection, where):
+        if where == "x0 > 1":
+            entered.set()
+            assert leave.wait(10)
+        return resolve(self, connection, where)
+
+    monkeypatch.setattr(RowFilter, "_resolve", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(rows.mask, "x0 > 1")
+        assert entered.wait(10)
+        try:
+            assert pool.submit(rows.mask, "x0 > 2").result(timeout=10).shape == (20,)
+            assert not first.done()
+        finally:
+            leave.set()
+        assert first.result(timeout=10) is rows.mask("x0 > 1")
+
+
+def test_a_manifest_may_name_a_column_as_it_likes():
+    _, slides, tiles, code = row_filter(50)
+    named = slides.append_column("__row", pa.array([1, 2, 3, 4]))
+    mask = RowFilter(named, tiles, code).mask("__row > 2 AND x0 >= 0")
+    np.testing.assert_array_equal(mask, code >= 2)
 
 
 @pytest.mark.parametrize("text", ["x0", "'yes'", "NULL", "x0 + 1"])
@@ -195,6 +268,36 @@ def test_exclude_by_slide_patient_and_site():
 )
 def test_statements_that_are_refused(connection, text):
     with pytest.raises(QueryError, match="sql"):
+        check_select(connection, text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SELECT repeat('a', 1000000000)",
+        "SELECT length(range(1000000000))",
+        "SELECT * FROM unnest(generate_series(1, 1000000000))",
+        "SELECT main.lpad('a', 1000000000, 'b') FROM slides",
+        "WITH a AS (SELECT rpad(slide_id, 9, ' ') FROM slides) SELECT * FROM a",
+        "SELECT * FROM slides WHERE levenshtein(slide_id, path) > 1",
+        "SELECT sleep_ms(100000)",
+        "SELECT format('{:>1000000000}', 'a')",
+        "SELECT * FROM query('SELECT 1')",
+        "SELECT * FROM json_execute_serialized_sql('{}')",
+        "SELECT * FROM arrow_scan(1, 2, 3)",
+        "SELECT NULL::INTEGER[100000]",
+    ],
+)
+def test_what_passes_by_the_limits_is_refused(connection, text):
+    with pytest.raises(QueryError, match=r"sql may not (use|read from)"):
+        check_select(connection, text)
+
+
+def test_ordinary_selects_are_not_refused(connection):
+    for text in (
+        "SELECT count(*), avg(age), list(organ), replace(organ, 'a', 'b')::INTEGER[] FROM slides GROUP BY ALL",
+        "SELECT * FROM range(10) r, generate_series(1, 3) g, unnest([1, 2]) u",
+    ):
         check_select(connection, text)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from encoder.errors import QueryError
 from query import queries
@@ -96,12 +97,71 @@ def test_picture_is_cut_at_the_grids_scale():
 
 
 def test_picture_without_scale_too_small_or_very_large_is_said():
-    small = np.zeros((20, 40, 3), np.uint8)
+    small = np.zeros((40, 80, 3), np.uint8)
     tiles, notes = picture_tiles(small, None, 1.0, 64)
     assert tiles.shape == (2, 64, 64, 3)
-    assert "taken to be the grid's 1 um/px" in notes[0] and "enlarged" in notes[1]
+    assert "taken to be the grid's 1 um/px" in notes[0] and "less than one tile (40 of 64 px)" in notes[1]
+    assert "enlarged 1.60x" in notes[2]
     tiles, notes = picture_tiles(np.zeros((800, 800, 3), np.uint8), 1.0, 1.0, 64)
     assert len(tiles) == 64 and "64 of the picture's 144 tiles" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("side", "mpp", "warned"),
+    [(64, 1.0, False), (64, 1.2, False), (100, 1.3, True), (200, 2.0, True), (52, 1.0, False)],
+)
+def test_an_enlarged_picture_is_warned_of(side, mpp, warned):
+    _, notes = picture_tiles(np.zeros((side, side, 3), np.uint8), mpp, 1.0, 64)
+    assert any("less detail than the tiles" in note for note in notes) == warned
+
+
+@pytest.mark.parametrize(("side", "mpp"), [(200, 2.1), (31, 1.0), (100, 0.25), (10_000, 50.0)])
+def test_a_picture_that_would_be_enlarged_too_far_is_refused(side, mpp):
+    with pytest.raises(QueryError, match="would have to be enlarged"):
+        picture_tiles(np.zeros((side, side, 3), np.uint8), mpp, 1.0, 64)
+
+
+def test_tiles_of_a_large_picture_are_evenly_spread():
+    """A grid of 2 px tiles: 4 million of them, of which 64 are cut and shown to be where they should be."""
+    pixels = np.zeros((4000, 4000, 3), np.uint8)
+    pixels[..., 0] = (np.arange(4000) // 16)[:, None]
+    tracemalloc.start()
+    tiles, notes = picture_tiles(pixels, 1.0, 1.0, 2)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 << 20
+    assert "64 of the picture's 4000000 tiles" in notes[0]
+    expected = np.linspace(0, 3_999_999, 64).round().astype(int) // 2000 * 2 // 16
+    np.testing.assert_array_equal(tiles[:, 0, 0, 0], expected)
+
+
+def test_only_plain_picture_formats_are_opened():
+    for kind in ("GIF", "BMP", "EPS"):
+        buffer = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(buffer, kind)
+        with pytest.raises(QueryError, match="PNG, JPEG or TIFF"):
+            read_picture(buffer.getvalue())
+
+
+def test_a_photograph_is_turned_upright():
+    upright = np.zeros((8, 16, 3), np.uint8)
+    upright[:, :8] = 255
+    lying = Image.fromarray(np.rot90(upright))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown after a quarter turn clockwise
+    buffer = io.BytesIO()
+    lying.save(buffer, "PNG", exif=exif)
+    np.testing.assert_array_equal(read_picture(buffer.getvalue()).pixels, upright)
+
+
+@pytest.mark.parametrize("raised", [KeyError("tag"), RuntimeError("codec"), MemoryError(), ZeroDivisionError()])
+def test_whatever_a_decoder_raises_is_a_query_error(monkeypatch, raised):
+    def fail(self):
+        raise raised
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+    with pytest.raises(QueryError, match="cannot be read as a picture"):
+        read_picture(png(Image.new("RGB", (8, 8))))
 
 
 def test_mean_direction_ignores_lengths():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from encoder.errors import UsageError
 from query import open_cohort
 from query.montage import Entry, draw_montage
 
@@ -67,6 +68,27 @@ def test_montage_shows_query_and_hits(tmp_path, results):
     query = np.asarray(results.query_image)[32, 32].astype(int)
     assert np.abs(pixels[100, 100].astype(int) - query).max() <= 3
     assert (pixels[18:24, 100] == np.array([194, 65, 12])).all(axis=-1).any()  # the frame
+
+
+def test_a_sheet_that_fails_leaves_the_old_picture(tmp_path, results, monkeypatch):
+    target = tmp_path / "sheet.jpg"
+    results.montage(target)
+    before = target.read_bytes()
+
+    def fail(self, file, *_):
+        file.write_bytes(b"half")
+        raise OSError("encoder error")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(UsageError, match="encoder error"):
+        results.montage(target)
+    assert target.read_bytes() == before and list(tmp_path.iterdir()) == [target]
+
+
+def test_a_sheet_has_a_limit(results, monkeypatch):
+    monkeypatch.setattr("query.results.MAX_SHEET_HITS", 6)
+    with pytest.raises(UsageError, match="at most 6 hits, these are 7"):
+        results.montage()
 
 
 def test_montage_bears_odd_input():

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import query.slide_tile
+from encoder.embed import TileEncoder
 from encoder.errors import QueryError
 from encoder.progress import SilentReporter
 from encoder.registry import load_encoder
@@ -21,6 +23,7 @@ from indexer.synthetic import draw_slide
 from query import open_cohort
 from query.export import export_tiles
 from query.queries import PointQuery
+from query.slide_tile import read_centred_tile
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,7 @@ def drawn(tmp_path_factory):
     entries = discover([folder], None)
     grid = make_grid(1.0, 64)
     store = folder / "store"
-    report = index(str(store), IndexRequest([load_encoder("colour")], entries, grid), SilentReporter())
+    report = index(str(store), IndexRequest([load_encoder("colour")], entries, mpp=1.0, tile_px=64), SilentReporter())
     assert report.indexed == 2
     with open_slide(entries[0]) as slide:
         plan = plan_tiles(slide, grid)
@@ -62,7 +65,7 @@ def test_a_picture_at_another_scale_is_brought_to_the_grids(drawn):
         cohort.embed_image(vector)
 
 
-def test_a_point_without_a_tile_is_read_from_the_slide(drawn, tmp_path):
+def test_a_point_without_a_tile_is_read_from_the_slide(drawn, tmp_path, monkeypatch):
     _, cohort, _ = drawn
     tiles = cohort.vectors(columns=["slide_id", "x0", "y0"]).table.to_pandas()
     own = tiles[tiles.slide_id == "s0"]
@@ -71,7 +74,21 @@ def test_a_point_without_a_tile_is_read_from_the_slide(drawn, tmp_path):
     assert inside.table["tile_key"].to_pylist() == [f"s0@{x0},{y0}"]
     taken = {(x, y) for x, y in zip(own.x0, own.y0, strict=True)}
     gap = next((x, y) for x in range(0, 1408, 128) for y in range(0, 1408, 128) if (x, y) not in taken)
+    writable = []
+    embed, read = TileEncoder.embed, query.slide_tile.read_centred_tile
+
+    def read_only(*place):
+        pixels = read(*place)
+        pixels.flags.writeable = False  # as resampled pixels are
+        return pixels
+
+    monkeypatch.setattr(query.slide_tile, "read_centred_tile", read_only)
+    # PyTorch warns, once in a process, of arrays that may not be written to.
+    monkeypatch.setattr(
+        TileEncoder, "embed", lambda self, tiles: writable.append(tiles.flags.writeable) or embed(self, tiles)
+    )
     results = cohort.search(PointQuery("s0", gap[0] + 64, gap[1] + 64), k=2, exclude=["slide"])
+    assert writable == [True]
     assert "the slide was read there" in results.plan.notes[0]
     assert set(results.table["slide_id"].to_pylist()) == {"s1"}
     assert results.query_image.size == (64, 64)
@@ -80,8 +97,6 @@ def test_a_point_without_a_tile_is_read_from_the_slide(drawn, tmp_path):
 
 def test_centred_read_equals_the_grids_tile(drawn):
     """A read centred on a tile's middle gives that tile's pixels."""
-    from query.slide_tile import read_centred_tile
-
     _, cohort, pixels = drawn
     slide = next(row for row in cohort.slides.to_pylist() if row["slide_id"] == "s0")
     for key, image in pixels.items():
@@ -103,7 +118,7 @@ def test_tiles_are_exported_from_the_slides(drawn, tmp_path):
         assert float(rows[key]["mpp"]) == pytest.approx(1.0)
 
 
-def test_a_changed_slide_is_not_exported_as_if_it_were_the_old_one(drawn, tmp_path):
+def test_a_changed_slide_is_not_read_as_if_it_were_the_old_one(drawn, tmp_path):
     folder, cohort, _ = drawn
     file = folder / "s1.tif"
     content = file.read_bytes()
@@ -112,5 +127,8 @@ def test_a_changed_slide_is_not_exported_as_if_it_were_the_old_one(drawn, tmp_pa
         report = export_tiles(cohort, tmp_path / "tiles")
         assert report.slides == 1
         assert report.failures[0][0] == "s1" and "not the file that was indexed" in report.failures[0][1]
+        slide = next(row for row in cohort.slides.to_pylist() if row["slide_id"] == "s1")
+        with pytest.raises(QueryError, match="not the file that was indexed"):
+            read_centred_tile(slide, 700, 700, make_grid(1.0, 64))
     finally:
         file.write_bytes(content)

@@ -62,12 +62,15 @@ def evaluate(
     """Compare encoders by kNN on labelled tiles: which one suits these slides?"""
     from encoder.errors import UsageError
     from query.evaluate import evaluate_store, evaluate_tiles
+    from query.output_path import check_output_file
     from query.report import write_report
     from ui.cli.console import make_reporter, say, say_json, say_table
     from ui.sources import resolve_encoder
 
     if (store is None) == (tiles is None):
         raise UsageError("evaluate looks at one place.", "Give --store S or --tiles DIR.")
+    if report is not None:
+        check_output_file(report)  # before the work, not after it
     if tiles is not None:
         if leave_out or where or grid:
             raise UsageError(

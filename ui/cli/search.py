@@ -34,8 +34,12 @@ def search(
 ) -> None:
     """Find the tiles of the store that look most like a tile, a point of a slide, or a picture."""
     from query import open_cohort
+    from query.output_path import check_output_file
+    from query.results import SHEET_FORMATS
     from ui.cli.console import say, say_json, say_table
 
+    if montage is not None:
+        check_output_file(montage, SHEET_FORMATS)  # before the work, not after it
     query = _query(slide, at, image, image_mpp, tile)
     cohort = open_cohort(store)
     results = cohort.search(
