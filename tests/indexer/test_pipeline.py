@@ -729,7 +729,7 @@ def test_real_slides_index_and_odd_ones_say_what_to_do(tmp_path: Path, shared_da
     report = _index(tmp_path / "bare", bare, colour, **scale)
     assert report.exit_code == 3 and f"`{bare[0].slide_id},MPP`" in report.quarantined[0].message
 
-    odd = discover([shared_data / "slides_odd"])
+    odd = discover([shared_data.resolve() / "slides_odd"])
     report = _index(tmp_path / "s", odd, colour, **scale)
     assert report.indexed + report.empty + len(report.quarantined) == len(odd)
     paths = {entry.slide_id: str(entry.path) for entry in odd}
