@@ -62,7 +62,7 @@ def write_page(run: DemoRun, target: Path) -> Path:
     parts.append("<h2>Similar tissue</h2>")
     parts.append(
         "<p>Each search starts from the framed tile at the left. "
-        + ("Its own slide is left out; at most four hits come from one slide. " if several else "")
+        + ("Its own slide is left out. " if several else "")
         + "The distance is 1 minus the cosine of the two vectors: 0 is the same tile.</p>"
     )
     for results, picture in zip(run.searches, run.montages, strict=True):

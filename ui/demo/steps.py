@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 DEMO_MPP = 1.0
 MAX_TRAINING_TILES = 12_000
 MAX_QUERIES = 4
-HITS = 8
-PER_SLIDE = 4
+HITS = 10
 
 
 @dataclass(frozen=True)
@@ -166,7 +165,6 @@ def _searches(cohort: Cohort, encoder_id: str) -> list[Results]:
                 TileQuery(tile_key(name, **places[row])),
                 k=HITS,
                 exclude=("slide",) if several else (),
-                per_slide=PER_SLIDE if several else None,
                 encoder=encoder_id,
             )
         )
