@@ -23,7 +23,7 @@ from indexer.synthetic import class_at, draw_cohort
 
 EXTENT_PX0 = 256
 STEP_PX0 = 128
-STEPS = 200
+STEPS = 400  # near the length that the config has
 
 
 class SlideTiles:
