@@ -97,6 +97,7 @@ def test_small_run_beats_its_untrained_network_on_unseen_slides(
         fitted = candidate_encoder(config, kept, seen.images(np.arange(0, len(seen), 4)), torch.device("cpu"))
         untrained = max(unseen.accuracy(plain), unseen.accuracy(fitted))
         figures.append((trained, untrained))
-    worst, best_untrained = min(trained for trained, _ in figures), max(untrained for _, untrained in figures)
-    print(f"trained, untrained: {figures}")
-    assert worst > best_untrained + 0.03
+    trained, untrained = zip(*figures, strict=True)
+    # No seed may undo the gain, not even the worst of one side against the best of the other.
+    assert min(trained) > max(untrained), figures
+    assert float(np.mean(trained)) > float(np.mean(untrained)) + 0.04, figures
