@@ -31,6 +31,8 @@ class AugmentConfig(BaseModel):
         residual_scale: the same as `stain_scale` for the axis that is neither stain.
         brightness: added to or taken from all channels in 0..1, up to this.
         contrast: distance from mid-grey is multiplied by 1 - this to 1 + this.
+        saturation: distance from the pixel's own grey is multiplied by 1 - this to 1 + this.
+        hue: colours are turned around the grey axis by up to this share of a full turn either way.
         grey_probability: share of views without colour.
         blur_probability: share of blurred views.
         max_blur_px: largest standard deviation of the blur, in pixels of the view.
@@ -48,6 +50,8 @@ class AugmentConfig(BaseModel):
     residual_scale: float = Field(default=0.4, ge=0, lt=1)
     brightness: float = Field(default=0.06, ge=0, le=1)
     contrast: float = Field(default=0.15, ge=0, lt=1)
+    saturation: float = Field(default=0.0, ge=0, lt=1)
+    hue: float = Field(default=0.0, ge=0, le=0.5)
     grey_probability: float = Field(default=0.05, ge=0, le=1)
     blur_probability: float = Field(default=0.3, ge=0, le=1)
     max_blur_px: float = Field(default=1.5, gt=0.1, le=3)
@@ -126,6 +130,12 @@ def make_views(tiles: Tensor, parameters: ViewParameters, view_px: int) -> Tenso
 
 
 def _make_views(tiles: Tensor, parameters: ViewParameters, view_px: int) -> Tensor:
+    # Autocast would compute optical densities in bfloat16, whose steps are coarser than a grey level's.
+    with torch.autocast(tiles.device.type, enabled=False):
+        return _cut_stain_tone_blur(tiles, parameters, view_px)
+
+
+def _cut_stain_tone_blur(tiles: Tensor, parameters: ViewParameters, view_px: int) -> Tensor:
     planes = tiles.float().div_(255).permute(0, 3, 1, 2)
     grid = F.affine_grid(parameters.geometry, [len(tiles), 3, view_px, view_px], align_corners=False)
     cut = F.grid_sample(planes, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
@@ -167,13 +177,25 @@ def _draw_stain(config: AugmentConfig, count: int, generator: Generator) -> tupl
 
 
 def _draw_tone(config: AugmentConfig, count: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    draws = torch.rand(count, 3, generator=generator)
+    draws = torch.rand(count, 5, generator=generator)
     contrast = 1 + config.contrast * (2 * draws[:, 0] - 1)
     brightness = config.brightness * (2 * draws[:, 1] - 1)
     grey = (draws[:, 2] < config.grey_probability)[:, None, None]
-    mix = torch.where(grey, torch.tensor(_LUMA).expand(3, 3), torch.eye(3))
+    saturation = 1 + config.saturation * (2 * draws[:, 3] - 1)
+    angle = 2 * math.pi * config.hue * (2 * draws[:, 4] - 1)
+    luma = torch.tensor(_LUMA).expand(3, 3)
+    mix = torch.where(grey, luma, luma + saturation[:, None, None] * (_hue_turn(angle) - luma))
     shift = (brightness + 0.5 * (1 - contrast))[:, None].expand(count, 3)
     return contrast[:, None, None] * mix, shift.contiguous()
+
+
+def _hue_turn(angle: Tensor) -> Tensor:
+    """Matrices on RGB [N, 3, 3] that turn the chrominance plane of YIQ and leave luma as it is."""
+    to_yiq = torch.tensor([_LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)])
+    turn = torch.eye(3).repeat(len(angle), 1, 1)
+    turn[:, 1, 1], turn[:, 1, 2] = torch.cos(angle), -torch.sin(angle)
+    turn[:, 2, 1], turn[:, 2, 2] = torch.sin(angle), torch.cos(angle)
+    return torch.linalg.inv(to_yiq) @ turn @ to_yiq
 
 
 def _blur(views: Tensor, blur_px: Tensor) -> Tensor:

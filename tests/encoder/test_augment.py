@@ -130,6 +130,31 @@ def test_stain_jitter_scales_the_amounts_of_each_stain() -> None:
     assert torch.allclose(factors[:, 2], torch.ones(50), atol=1e-3)
 
 
+def test_saturation_and_hue_move_colours_and_leave_luma_and_greys() -> None:
+    luma = torch.tensor([0.299, 0.587, 0.114])
+    pixel, grey = torch.tensor([0.8, 0.4, 0.6]), torch.full((3,), 0.5)
+    for change in ({"saturation": 0.4}, {"hue": 0.4}):
+        parameters = draw_parameters(PLAIN.model_copy(update=change), 200, torch.Generator().manual_seed(0))
+        turned = parameters.tone @ pixel
+        assert torch.allclose(turned @ luma, (pixel @ luma).expand(200), atol=2e-3)
+        assert torch.allclose(parameters.tone @ grey, grey.expand(200, 3), atol=2e-3)
+        distance = (turned - (pixel @ luma)).norm(dim=1) / (pixel - pixel @ luma).norm()
+        if "saturation" in change:
+            assert 0.6 - 1e-3 < distance.min() < 0.65 and 1.35 < distance.max() < 1.4 + 1e-3
+        else:
+            # Red, green and blue each lead somewhere: the turns reach more than half of the circle.
+            assert set(turned.argmax(dim=1).tolist()) == {0, 1, 2}
+
+
+def test_views_are_as_exact_within_autocast() -> None:
+    batch = tiles(4, 32)
+    parameters = draw_parameters(AugmentConfig(blur_probability=1), 4, torch.Generator().manual_seed(0))
+    outside = make_views(batch, parameters, 24)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = make_views(batch, parameters, 24)
+    assert inside.dtype == torch.float32 and torch.equal(inside, outside)
+
+
 def test_density_round_trip() -> None:
     rgb = torch.linspace(0, 1, 50)
     assert torch.allclose(from_density(to_density(rgb)), rgb, atol=1e-6)
