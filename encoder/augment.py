@@ -93,10 +93,11 @@ class ViewParameters:
         return ViewParameters(**{f.name: getattr(self, f.name)[where] for f in fields(self)})
 
 
+@torch.autocast("cpu", enabled=False)
 def draw_parameters(config: AugmentConfig, count: int, generator: Generator) -> ViewParameters:
     """Draw the parameters of `count` views on the CPU, so that they are the same for every device.
 
-    The number of random values drawn depends on `count` alone.
+    The number of random values drawn depends on `count` alone. They are float32 also within autocast.
     """
 
     def uniform(low: float, high: float) -> Tensor:

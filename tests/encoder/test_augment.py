@@ -148,10 +148,14 @@ def test_saturation_and_hue_move_colours_and_leave_luma_and_greys() -> None:
 
 def test_views_are_as_exact_within_autocast() -> None:
     batch = tiles(4, 32)
-    parameters = draw_parameters(AugmentConfig(blur_probability=1), 4, torch.Generator().manual_seed(0))
-    outside = make_views(batch, parameters, 24)
+
+    def views() -> torch.Tensor:
+        parameters = draw_parameters(AugmentConfig(blur_probability=1), 4, torch.Generator().manual_seed(0))
+        return make_views(batch, parameters, 24)
+
+    outside = views()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = make_views(batch, parameters, 24)
+        inside = views()
     assert inside.dtype == torch.float32 and torch.equal(inside, outside)
 
 
