@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from encoder.architectures import vector_length
+from encoder.architectures import build_network, vector_length
 from encoder.batchnorm import recalibrate
 from encoder.config import TrainConfig
 from encoder.contract import EncoderSpec
 from encoder.device import autocast
 from encoder.embed import TileEncoder
 from encoder.methods.protocol import KeptNetwork
+from encoder.rng import rng_kept
 
 
 def trained_spec(config: TrainConfig, kept: KeptNetwork) -> EncoderSpec:
@@ -44,7 +43,10 @@ def candidate_encoder(
         sample: plain tiles uint8 [M, tile_px, tile_px, 3].
         device: where the encoder computes.
     """
-    module = copy.deepcopy(kept.module)
+    # Built anew, not copied: layers in training may be compiled, or wait for other processes.
+    with rng_kept():
+        module = build_network(kept.architecture)
+    module.load_state_dict(kept.module.state_dict())
     encoder = TileEncoder(module, trained_spec(config, kept), str(device))
     with autocast(config.precision, device):
         recalibrate(encoder.module, encoder.prepared(sample))

@@ -93,11 +93,14 @@ class BatchLoader:
         sampler: which tiles a step takes.
         first_step: step of the first batch, from 0.
         last_step: step after the last batch.
+        share: which of the tiles of a step are read here.
         pin: whether to place tiles in memory that a GPU copies from directly.
     """
 
-    def __init__(self, tiles: GoodTiles, sampler: BatchSampler, first_step: int, last_step: int, pin: bool) -> None:
-        self._tiles, self._sampler, self._pin = tiles, sampler, pin
+    def __init__(
+        self, tiles: GoodTiles, sampler: BatchSampler, first_step: int, last_step: int, share: slice, pin: bool
+    ) -> None:
+        self._tiles, self._sampler, self._share, self._pin = tiles, sampler, share, pin
         self._queue: queue.Queue[ReadBatch | BaseException] = queue.Queue(_AHEAD)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(first_step, last_step), name="tile-loader", daemon=True)
@@ -122,7 +125,7 @@ class BatchLoader:
     def _run(self, first_step: int, last_step: int) -> None:
         try:
             for step in range(first_step, last_step):
-                indices, pixels = self._tiles.read(self._sampler.indices(step))
+                indices, pixels = self._tiles.read(self._sampler.indices(step)[self._share])
                 tiles = torch.from_numpy(pixels)
                 if not self._put(ReadBatch(step, indices, tiles.pin_memory() if self._pin else tiles)):
                     return

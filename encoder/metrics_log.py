@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from encoder.progress import Reporter
 
@@ -15,16 +15,20 @@ class MetricsLog:
     """Appends metrics; a context manager that closes its files.
 
     Args:
-        path: the JSONL file; lines of steps after `step`, left by a run that was killed, are removed.
+        path: the JSONL file; lines of steps after `step`, left by a run that was killed, are removed. None
+            writes nothing at all, as processes beside the first do.
         tensorboard: folder for TensorBoard, or None.
         step: steps done so far.
         reporter: told where TensorBoard is asked for but not installed.
     """
 
-    def __init__(self, path: Path, tensorboard: Path | None, step: int, reporter: Reporter) -> None:
+    def __init__(self, path: Path | None, tensorboard: Path | None, step: int, reporter: Reporter) -> None:
+        self._writer: Any = None
+        self._stream: TextIO | None = None
+        if path is None:
+            return
         _keep_until(path, step)
         self._stream = path.open("a", encoding="utf-8")
-        self._writer: Any = None
         if tensorboard is not None:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -39,12 +43,15 @@ class MetricsLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stream.close()
+        if self._stream is not None:
+            self._stream.close()
         if self._writer is not None:
             self._writer.close()
 
     def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """Write figures of a kind, such as `train` or `monitor`, that belong to a step."""
+        if self._stream is None:
+            return
         self._stream.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self._stream.flush()
         if self._writer is not None:

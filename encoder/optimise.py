@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from encoder.config import OptimiserConfig
+from encoder.processes import Processes
 
 
 def build_optimisers(phases: Mapping[str, nn.Module], config: OptimiserConfig) -> dict[str, Optimizer]:
@@ -23,17 +24,30 @@ def set_learning_rate(optimisers: Mapping[str, Optimizer], rate: float) -> None:
             group["lr"] = rate
 
 
-def backward(loss: Tensor, optimiser: Optimizer, clip_norm: float) -> tuple[float, float]:
-    """Compute gradients and clip them; returns the loss and the gradient's norm before clipping.
+def backward(
+    losses: Mapping[str, Tensor], optimiser: Optimizer, clip_norm: float, processes: Processes
+) -> tuple[dict[str, float], float]:
+    """Compute the gradients of `loss` and clip them.
 
-    Both are read in one transfer, since on a GPU each costs a wait.
+    All numbers are read in one transfer, since on a GPU each costs a wait.
+
+    Args:
+        losses: scalars of this process; `loss` is minimised.
+        optimiser: of the weights concerned.
+        clip_norm: largest norm of the gradient.
+        processes: those whose mean loss is minimised.
+
+    Returns:
+        The scalars, as means over the processes, and the norm of the gradient before clipping.
     """
     optimiser.zero_grad(set_to_none=True)
-    loss.backward()
+    losses["loss"].backward()
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    processes.average_gradients(parameters)
     norm = nn.utils.clip_grad_norm_(parameters, clip_norm)
-    values = torch.stack([loss.detach().float(), norm.detach().float()]).tolist()
-    return values[0], values[1]
+    means = processes.mean_(torch.stack([value.detach().float() for value in losses.values()]))
+    *values, length = torch.cat([means, norm.detach().float()[None]]).tolist()
+    return dict(zip(losses, values, strict=True)), length
 
 
 def _build(module: nn.Module, config: OptimiserConfig) -> Optimizer:

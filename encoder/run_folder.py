@@ -7,7 +7,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import yaml
 
 from encoder.config import TrainConfig, dump_config
 from encoder.errors import EncoderError, UsageError
+from encoder.processes import Processes
 from encoder.tiles import TileSource
 
 STATE_FORMAT = 1
@@ -83,6 +84,32 @@ class RunFolder:
                     f"Another process is training in {self.path}.", fix="Wait for it or give another folder."
                 ) from error
             yield
+
+    @contextmanager
+    def owned(self, config: TrainConfig, processes: Processes) -> Iterator[None]:
+        """Claim and lock the folder in the first process, while the others wait and then share it.
+
+        Raises:
+            UsageError: as `claim` and `locked` do, in the first process; the others are ended with it.
+        """
+        with ExitStack() as held:
+            if processes.first:
+                self.claim(config)
+                held.enter_context(self.locked())
+            processes.wait()
+            yield
+
+    def check_tiles(self, known: str, source: TileSource) -> None:
+        """Check that a run on tiles with the digest `known` goes on with the same ones.
+
+        Raises:
+            UsageError: these are others.
+        """
+        if known != source_digest(source):
+            raise UsageError(
+                f"{self.path} holds a run on other tiles than these {len(source)}.",
+                fix="Give another folder, or the same tiles to go on.",
+            )
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Replace the state in one step: after a kill there is the old or the new one, whole."""

@@ -15,6 +15,7 @@ from encoder.augment import AugmentConfig, draw_parameters, make_views
 from encoder.config import TrainConfig
 from encoder.errors import ConfigError
 from encoder.methods.protocol import Batch, KeptNetwork, MethodOptions
+from encoder.processes import Processes
 from encoder.registry import pooling_name
 from encoder.tiles import TileSource
 
@@ -99,9 +100,18 @@ class Contrastive:
             views = views.contiguous(memory_format=torch.channels_last)
         projected = self.module["head"](self.module["backbone"](views))
         with torch.autocast(views.device.type, enabled=False):
-            vectors = F.normalize(projected.float(), dim=1)
+            pairs = F.normalize(projected.float(), dim=1).chunk(2)
+            # Every process compares all tiles of the step; only the network's work is shared out.
+            vectors = torch.cat([batch.processes.gather(vectors) for vectors in pairs])
             loss = nt_xent(vectors, self._options.temperature)
         return {"loss": loss}
+
+    def settled(self) -> Mapping[str, float]:
+        """No size depends on the tiles."""
+        return {}
+
+    def begin_epoch(self, epoch: int, processes: Processes) -> None:
+        """Every pass is like the last."""
 
     def after_step(self, progress: float) -> None:
         """Nothing is averaged."""
@@ -115,8 +125,8 @@ class Contrastive:
 
     def _view(self, batch: Batch) -> Tensor:
         device = batch.tiles.device
-        parameters = draw_parameters(self._options.augment, len(batch.tiles), batch.generator).to(device)
-        views = make_views(batch.tiles, parameters, self._view_px)
+        parameters = draw_parameters(self._options.augment, batch.total, batch.generator).rows(batch.share)
+        views = make_views(batch.tiles, parameters.to(device), self._view_px)
         return (views - self._mean.to(device).view(1, 3, 1, 1)) / self._std.to(device).view(1, 3, 1, 1)
 
 

@@ -10,6 +10,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from encoder.processes import ALONE, Processes
+
 
 class MethodOptions(BaseModel):
     """Base of every method's options; `name` says which method they are for."""
@@ -21,19 +23,34 @@ class MethodOptions(BaseModel):
 
 @dataclass(frozen=True)
 class Batch:
-    """Tiles of one step.
+    """This process's tiles of one step; where it trains alone, all of them.
 
     Attributes:
         tiles: uint8 [B, tile_px, tile_px, 3] on the training device.
         indices: their numbers in the source, int64 [B], on the CPU.
-        generator: source of all randomness of the step, on the CPU.
+        generator: source of all randomness of the step, on the CPU, the same in all processes: draw for the
+            whole step, then take the own share.
         progress: share of the training that is done, 0..1.
+        epoch: passes over the tiles that are done.
+        processes: those that share the step.
     """
 
     tiles: Tensor
     indices: Tensor
     generator: torch.Generator
     progress: float
+    epoch: int = 0
+    processes: Processes = ALONE
+
+    @property
+    def total(self) -> int:
+        """Tiles of the step in all processes."""
+        return len(self.indices) * self.processes.count
+
+    @property
+    def share(self) -> slice:
+        """Which of the step's tiles these are."""
+        return self.processes.share(self.total)
 
 
 @dataclass(frozen=True)
@@ -61,10 +78,17 @@ class Method(Protocol):
     def phases(self) -> Mapping[str, nn.Module]:
         """The parts that are optimised in turn within a step, each by an optimiser of its own."""
 
+    def settled(self) -> Mapping[str, float]:
+        """Sizes that the method settled on for these tiles, by name; shown and stored with the encoder."""
+
+    def begin_epoch(self, epoch: int, processes: Processes) -> None:
+        """Prepare a pass over the tiles, counted from 0; called before its first step."""
+
     def losses(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         """Compute the scalars of a phase; `loss` is minimised, the others are only logged.
 
-        Called inside the autocast context of the config's precision.
+        Called inside the autocast context of the config's precision. What is minimised is the mean over the
+        processes, so that where a loss compares tiles with each other, `batch.processes.gather` joins them.
         """
 
     def after_step(self, progress: float) -> None:

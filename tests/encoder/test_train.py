@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-import encoder.train as loop
+import encoder.training_run as loop
 from encoder.__main__ import main
 from encoder.config import TrainConfig
 from encoder.errors import EncoderError, TileError, UsageError
@@ -167,9 +167,9 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_tiles_and_keeps_the_state
     real = loop.backward
     calls = []
 
-    def spoilt(loss: torch.Tensor, *rest: object) -> tuple[float, float]:
-        calls.append(loss)
-        return real(loss * torch.nan if len(calls) == 4 else loss, *rest)  # type: ignore[arg-type]
+    def spoilt(losses: dict[str, torch.Tensor], *rest: object) -> tuple[dict[str, float], float]:
+        calls.append(losses)
+        return real({"loss": losses["loss"] * torch.nan} if len(calls) == 4 else losses, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop, "backward", spoilt)
     with pytest.raises(EncoderError, match=r"loss of step 4 is not finite.*tile\d+, tile\d+"):

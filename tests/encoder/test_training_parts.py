@@ -18,6 +18,7 @@ from encoder.errors import TileError
 from encoder.interrupt import StopRequest
 from encoder.loader import BatchLoader, GoodTiles
 from encoder.optimise import backward, build_optimisers, set_learning_rate
+from encoder.processes import ALONE
 from encoder.rng import capture_rng, restore_rng, rng_kept, seed_all
 from encoder.sampler import BatchSampler
 from encoder.schedule import learning_rate, progress
@@ -88,14 +89,14 @@ def test_mostly_broken_sources_are_refused() -> None:
 def test_loader_reads_in_order_ends_its_thread_and_passes_errors_on() -> None:
     sampler = BatchSampler(10, 3, 0)
     before = threading.active_count()
-    with BatchLoader(GoodTiles(Numbered(10)), sampler, 2, 30, pin=False) as loader:
+    with BatchLoader(GoodTiles(Numbered(10)), sampler, 2, 30, slice(None), pin=False) as loader:
         for step in range(2, 9):
             batch = loader.next()
             assert batch.step == step and batch.indices.tolist() == sampler.indices(step).tolist()
             assert batch.tiles[:, 0, 0, 0].tolist() == batch.indices.tolist()
     assert threading.active_count() == before
     with (
-        BatchLoader(GoodTiles(Numbered(10, tuple(range(10)))), sampler, 0, 9, pin=False) as loader,
+        BatchLoader(GoodTiles(Numbered(10, tuple(range(10)))), sampler, 0, 9, slice(None), pin=False) as loader,
         pytest.raises(TileError, match="More than half"),
     ):
         loader.next()
@@ -111,9 +112,10 @@ def test_only_matrices_are_decayed_and_gradients_are_clipped() -> None:
     set_learning_rate(optimisers, 0.125)
     assert all(g["lr"] == 0.125 for g in groups)
     loss = 100 * module(torch.randn(8, 4)).pow(2).sum() + linear.weight.sum()
-    value, norm = backward(loss, optimisers["a"], clip_norm=0.5)
+    losses = {"loss": loss, "part": linear.bias.sum()}
+    means, norm = backward(losses, optimisers["a"], clip_norm=0.5, processes=ALONE)
     gradient = torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
-    assert value == pytest.approx(loss.item()) and norm > 1
+    assert means == {"loss": pytest.approx(loss.item()), "part": pytest.approx(linear.bias.sum().item())} and norm > 1
     assert gradient.norm().item() == pytest.approx(0.5, rel=1e-3)
 
 
