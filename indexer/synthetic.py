@@ -65,6 +65,7 @@ def draw_slide(
     pen: bool = True,
     landmarks: bool = False,
     organ: str = "mixed",
+    region_um: float | None = None,
 ) -> SyntheticTruth:
     """Draw one slide as a pyramidal tiled JPEG TIFF that carries its mpp.
 
@@ -75,6 +76,8 @@ def draw_slide(
         pen: draw ink strokes beside the tissue.
         landmarks: draw squares of pure colour at the places that the truth tells.
         organ: how much of each class there is: mixed, colon, breast or lung.
+        region_um: over how many micrometres the class fields are smooth; None takes 240 to 420, by the
+            slide's size.
 
     Returns:
         The truth, which does not depend on the scanner.
@@ -90,7 +93,7 @@ def draw_slide(
         raise UsageError(f"no organ is named {organ!r};", fix=f"use one of {', '.join(ORGANS)}.")
     seen_by = find_scanner(scanner)
     rng = np.random.default_rng([1, seed])
-    layout = plan_layout(rng, width0, height0, mpp, organ, pen)
+    layout = plan_layout(rng, width0, height0, mpp, organ, pen, region_um)
     nuclei = plan_nuclei(rng, layout)
     rgb = paint(layout, nuclei, seen_by, seed)
     placed = _place_landmarks(rgb) if landmarks else []
@@ -120,7 +123,8 @@ def draw_cohort(folder: Path, slides: int, seed: int, **size: Any) -> list[Synth
 
     Args:
         slides: how many.
-        size: passed on to `draw_slide`: width0, height0, mpp, jpeg_quality, scanner, pen, landmarks, organ.
+        size: passed on to `draw_slide`: width0, height0, mpp, jpeg_quality, scanner, pen, landmarks, organ,
+            region_um.
     """
     folder.mkdir(parents=True, exist_ok=True)
     organs, scanners = [o for o in ORGANS if o != "mixed"], list(SCANNERS)

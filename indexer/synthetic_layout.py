@@ -99,12 +99,21 @@ class Layout:
         return np.where(inside, found, GLASS).astype(np.uint8)
 
 
-def plan_layout(rng: np.random.Generator, width0: int, height0: int, mpp: float, organ: str, pen: bool) -> Layout:
+def plan_layout(
+    rng: np.random.Generator,
+    width0: int,
+    height0: int,
+    mpp: float,
+    organ: str,
+    pen: bool,
+    region_um: float | None = None,
+) -> Layout:
     """Lay tissue classes, glands, fat cells and fibres out on a slide.
 
     Args:
         organ: a key of ORGANS, which decides how much of each class there is.
         pen: put one or two ink strokes beside the tissue.
+        region_um: over how many micrometres the class fields are smooth; None takes what suits the slide's size.
     """
     field_px0 = max(1, round(FIELD_UM / mpp))
     cell_px0 = max(1, round(CELL_UM / mpp))
@@ -113,7 +122,7 @@ def plan_layout(rng: np.random.Generator, width0: int, height0: int, mpp: float,
     field_shape = (-(-height0 // field_px0), -(-width0 // field_px0))
     radius = _outline_radius(shape)
     tissue = radius - 0.2 * smooth_noise(rng, shape, 0.22 * min(shape)) < 1.0
-    class_map = _classes(rng, tissue, cell_um, ORGANS[organ])
+    class_map = _classes(rng, tissue, cell_um, ORGANS[organ], region_um)
     layout = Layout(
         width0,
         height0,
@@ -172,11 +181,15 @@ def _outline_radius(shape: tuple[int, int]) -> NDArray[np.float32]:
 
 
 def _classes(
-    rng: np.random.Generator, tissue: NDArray[np.bool_], cell_um: float, shares: tuple[float, ...]
+    rng: np.random.Generator,
+    tissue: NDArray[np.bool_],
+    cell_um: float,
+    shares: tuple[float, ...],
+    region_um: float | None,
 ) -> NDArray[np.uint8]:
     """Argmax of smooth noise, its offsets tuned until each class has about its share of the tissue."""
     side_um = min(tissue.shape) * cell_um
-    length = min(420.0, max(240.0, 0.22 * side_um)) / cell_um
+    length = (region_um or min(420.0, max(240.0, 0.22 * side_um))) / cell_um
     fields = np.stack([smooth_noise(rng, tissue.shape, length) for _ in CLASSES])
     wanted = np.asarray(shares) * rng.uniform(0.75, 1.25, len(CLASSES))
     wanted /= wanted.sum()

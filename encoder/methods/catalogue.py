@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from encoder.tiles import TileSource
 
 # Name of the method: its module, its class, and the class of its options.
-_METHODS = {"contrastive": ("encoder.methods.contrastive", "Contrastive", "ContrastiveOptions")}
+_METHODS = {
+    "contrastive": ("encoder.methods.contrastive", "Contrastive", "ContrastiveOptions"),
+    "sgcl": ("encoder.methods.sgcl.method", "Sgcl", "SgclOptions"),
+}
 
 
 def method_names() -> list[str]:

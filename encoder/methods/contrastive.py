@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from encoder.architectures import build_timm, vector_length
+from encoder.architectures import vector_length
 from encoder.augment import AugmentConfig, draw_parameters, make_views
 from encoder.config import TrainConfig
-from encoder.errors import ConfigError
+from encoder.methods.backbone import NetworkOptions, build_backbone, check_view, kept_backbone
 from encoder.methods.protocol import Batch, KeptNetwork, MethodOptions
 from encoder.processes import Processes
-from encoder.registry import pooling_name
 from encoder.tiles import TileSource
-
-
-class NetworkOptions(BaseModel):
-    """A timm network.
-
-    Attributes:
-        model: timm's name.
-        arguments: passed to its constructor, such as `channels` of a ResNet.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str = "resnet18"
-    arguments: dict[str, Any] = {}
 
 
 class ContrastiveOptions(MethodOptions):
@@ -72,12 +57,8 @@ class Contrastive:
             raise TypeError(f"options of {options.name} given to the contrastive method")
         self._options = options
         self._view_px = options.view_px or config.tile_px
-        if self._view_px > config.tile_px:
-            raise ConfigError(
-                f"method.view_px is {self._view_px}, larger than tile_px {config.tile_px}.",
-                fix="Set method.view_px to at most tile_px.",
-            )
-        backbone = build_timm(options.network.model, options.network.arguments)
+        check_view("view_px", self._view_px, config.tile_px)
+        backbone = build_backbone(options.network)
         dim = vector_length(backbone, self._view_px)
         head = nn.Sequential(
             nn.Linear(dim, options.hidden_dim, bias=False),
@@ -118,10 +99,7 @@ class Contrastive:
 
     def kept(self) -> KeptNetwork:
         """The backbone; its pooled features, not the projection, are the embedding."""
-        network = self._options.network
-        architecture = {"kind": "timm", "model": network.model, "arguments": dict(network.arguments)}
-        backbone = self.module["backbone"]
-        return KeptNetwork(backbone, architecture, pooling_name(backbone))
+        return kept_backbone(self._options.network, self.module["backbone"])
 
     def _view(self, batch: Batch) -> Tensor:
         device = batch.tiles.device

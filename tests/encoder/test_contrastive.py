@@ -82,7 +82,7 @@ def test_the_backbone_is_kept_and_rebuilt_from_its_architecture() -> None:
 
 def test_options_that_do_not_fit_are_refused() -> None:
     assert "contrastive" in method_names()
-    with pytest.raises(ConfigError, match="view_px is 64, larger than tile_px 32"):
+    with pytest.raises(ConfigError, match="view_px is 64, larger than the 32 px"):
         Contrastive(config(view_px=64), Blank())
     with pytest.raises(EncoderError, match="timm cannot build resnet18"):
         Contrastive(config(network={"model": "resnet18", "arguments": {"stories": 3}}), Blank())

@@ -1,0 +1,63 @@
+"""Which tiles look alike, by the agreement of several clusterings of their bank; renewed once per epoch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_CHUNK_BYTES = 128 << 20
+# Up to so many tiles their ranks are counted exactly, beyond that estimated from so many random ones.
+_RANKED_COLUMNS = 16_384
+
+
+def cells_of(labels: Tensor) -> Tensor:
+    """Number tiles by what all clusterings say of them: labels int64 [C, N] to int64 [N], equal for equal columns."""
+    return torch.unique(labels, dim=1, return_inverse=True)[1]
+
+
+@torch.no_grad()
+def semantic_neighbours(bank: Tensor, cells: Tensor, nearest: int, kept: int, seed: int) -> Tensor:
+    """List the tiles of each one's cell that are among its nearest in the bank.
+
+    Args:
+        bank: unit rows [N, D].
+        cells: int64 [N].
+        nearest: a neighbour is among so many nearest of all tiles, the tile itself not counted. Above 16,384
+            tiles the similarity that stands for this rank is read off a random 16,384 of them.
+        kept: list at most so many, the most similar.
+        seed: of the random tiles.
+
+    Returns:
+        int32 [N, kept], most similar first, then -1.
+    """
+    count, device = len(bank), bank.device
+    table = torch.full((count, kept), -1, dtype=torch.int32, device=device)
+    order = torch.argsort(cells, stable=True)
+    sizes = torch.bincount(cells)
+    starts = sizes.cumsum(0) - sizes
+    columns = torch.arange(count, device=device)
+    if count > _RANKED_COLUMNS:
+        generator = torch.Generator().manual_seed(seed)
+        columns = torch.randperm(count, generator=generator)[:_RANKED_COLUMNS].to(device)
+    sample = bank[columns].float()
+    rank = max(1, round(nearest * len(columns) / count))
+    # Tiles of like cell size together, so that little of the padding is computed; a tile alone has no neighbour.
+    by_size = torch.argsort(sizes[cells], stable=True, descending=True)
+    begin = 0
+    while begin < count and (width := int(sizes[cells[by_size[begin]]])) > 1:
+        step = max(1, _CHUNK_BYTES // (4 * max(len(columns), width * bank.shape[1])))
+        rows = by_size[begin : begin + step]
+        begin += step
+        vectors = bank[rows].float()
+        overall = (vectors @ sample.T).masked_fill_(columns[None, :] == rows[:, None], -torch.inf)
+        least = overall.topk(min(rank, len(columns)), dim=1).values[:, -1:]
+        slots = torch.arange(width, device=device)
+        members = order[(starts[cells[rows], None] + slots).clamp(max=count - 1)]
+        similarity = torch.einsum("rd,rwd->rw", vectors, bank[members].float())
+        absent = (slots >= sizes[cells[rows], None]) | (members == rows[:, None])
+        # The two products round differently; without a margin a tile at exactly the rank could drop out.
+        similarity.masked_fill_(absent | (similarity < least - 1e-6), -torch.inf)
+        values, places = similarity.topk(min(kept, width), dim=1)
+        found = members.gather(1, places).masked_fill_(values == -torch.inf, -1)
+        table[rows, : found.shape[1]] = found.int()
+    return table
