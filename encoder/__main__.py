@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -35,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         source = open_for_training(given.tiles, config.tile_px, config.mpp, reporter)
         result = train(config, source, given.out, reporter, given.device)
     except HistoSeekError as error:
-        sys.stderr.write(f"error: {error}\n")
+        number = int(os.environ.get("RANK", "0"))
+        sys.stderr.write(f"process {number}: error: {error}\n" if number else f"error: {error}\n")
         return error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the last saved state is kept\n")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -14,6 +16,9 @@ from torch import Tensor
 
 from encoder.device import choose_device
 from encoder.errors import UsageError
+
+# The others wait while the first process looks at the encoder, clusters or writes.
+_PATIENCE = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
@@ -113,12 +118,13 @@ def joined(device: str | None) -> Iterator[tuple[Processes, torch.device]]:
     place = _own_device(device, int(os.environ.get("LOCAL_RANK", "0")))
     if place.type == "cuda":
         torch.cuda.set_device(place)
-    # What the processes agree on beside the computation lies on the CPU and must not wait for the card.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
-    try:
-        yield Processes(dist.get_rank(), count), place
-    finally:
-        dist.destroy_process_group()
+    # A second run in the same processes finds them joined: torchrun's meeting place serves only once.
+    if not dist.is_initialized():
+        # What the processes agree on beside the computation lies on the CPU and must not wait for the card.
+        backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=_PATIENCE)
+        atexit.register(dist.destroy_process_group)
+    yield Processes(dist.get_rank(), count), place
 
 
 def _own_device(device: str | None, local_rank: int) -> torch.device:

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from encoder.config import TrainConfig, dump_config
-from encoder.errors import EncoderError, UsageError
+from encoder.errors import EncoderError, HistoSeekError, UsageError
 from encoder.processes import Processes
 from encoder.tiles import TileSource
 
@@ -90,13 +90,21 @@ class RunFolder:
         """Claim and lock the folder in the first process, while the others wait and then share it.
 
         Raises:
-            UsageError: as `claim` and `locked` do, in the first process; the others are ended with it.
+            UsageError: as `claim` and `locked` do, in the first process, and that it does in the others.
         """
+        refusal: HistoSeekError | None = None
         with ExitStack() as held:
             if processes.first:
-                self.claim(config)
-                held.enter_context(self.locked())
-            processes.wait()
+                try:
+                    self.claim(config)
+                    held.enter_context(self.locked())
+                except HistoSeekError as error:
+                    refusal = error
+            refused = processes.collect(refusal is not None)[0]
+            if refusal is not None:
+                raise refusal
+            if refused:
+                raise UsageError("The first process cannot use the run folder.", fix="Its message says why.")
             yield
 
     def check_tiles(self, known: str, source: TileSource) -> None:
@@ -152,7 +160,9 @@ class RunFolder:
     def _refuse_other(self, config: TrainConfig) -> None:
         before = _flat(yaml.safe_load(self._config.read_text(encoding="utf-8")))
         now = _flat(config.model_dump(mode="json"))
-        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        differing = (key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        # Another method has other options throughout; that it is another one is what must be read first.
+        changed = sorted(differing, key=lambda key: (key != "method.name", key))
         if changed:
             listed = ", ".join(f"{key} ({before.get(key)} there, {now.get(key)} now)" for key in changed[:4])
             more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""

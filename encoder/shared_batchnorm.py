@@ -34,8 +34,9 @@ class SharedBatchNorm(nn.Module):
         self.running_var: Tensor
         self.num_batches_tracked: Tensor
         self._eps, self._momentum, self._processes = layer.eps, layer.momentum, processes
-        # timm joins the activation to the normalisation; neither part has weights.
-        self._after = [part for part in (getattr(layer, "drop", None), getattr(layer, "act", None)) if part is not None]
+        # timm joins an activation to the normalisation, which may have weights of its own.
+        self.drop = getattr(layer, "drop", None) or nn.Identity()
+        self.act = getattr(layer, "act", None) or nn.Identity()
         self.train(layer.training)
 
     def forward(self, values: Tensor) -> Tensor:
@@ -47,9 +48,8 @@ class SharedBatchNorm(nn.Module):
         scale = self.weight * torch.rsqrt(variance + self._eps)
         shape = (1, -1, *[1] * (values.ndim - 2))
         out = (values.float() * scale.view(shape) + (self.bias - mean * scale).view(shape)).to(values.dtype)
-        for part in self._after:
-            out = part(out)
-        return out
+        activated: Tensor = self.act(self.drop(out))
+        return activated
 
     @torch.compiler.disable
     def _batch_statistics(self, values: Tensor) -> tuple[Tensor, Tensor]:

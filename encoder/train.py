@@ -7,9 +7,10 @@ from pathlib import Path
 from encoder.checkpoint import load_checkpoint
 from encoder.config import TrainConfig
 from encoder.errors import UsageError
+from encoder.methods.catalogue import build_method
 from encoder.processes import Processes, joined
 from encoder.progress import Reporter, SilentReporter
-from encoder.rng import rng_kept
+from encoder.rng import rng_kept, seed_all
 from encoder.run_folder import RunFolder
 from encoder.tiles import TileSource
 from encoder.training_run import TrainingRun, TrainResult
@@ -45,14 +46,16 @@ def train(
         TileError: most tiles cannot be read.
     """
     folder = RunFolder(out)
-    with joined(device) as (processes, place):
+    with joined(device) as (processes, place), rng_kept():
         _check_tiles(config, source, processes)
         teller = reporter if processes.first else SilentReporter()
+        # Built before the folder is claimed: what a method refuses leaves nothing behind.
+        seed_all(config.seed)
+        method = build_method(config, source)
         with folder.owned(config, processes):
             if folder.finished:
-                return _already_finished(folder, source, teller)
-            with rng_kept():
-                return TrainingRun(config, source, folder, teller, place, processes, labelled).run()
+                return _already_finished(folder, source, teller, processes)
+            return TrainingRun(config, source, folder, teller, place, processes, method, labelled).run()
 
 
 def _check_tiles(config: TrainConfig, source: TileSource, processes: Processes) -> None:
@@ -74,10 +77,11 @@ def _check_tiles(config: TrainConfig, source: TileSource, processes: Processes) 
         )
 
 
-def _already_finished(folder: RunFolder, source: TileSource, reporter: Reporter) -> TrainResult:
+def _already_finished(folder: RunFolder, source: TileSource, reporter: Reporter, processes: Processes) -> TrainResult:
     encoder = load_checkpoint(folder.checkpoint, "cpu")
     folder.check_tiles(encoder.record["provenance"]["tiles_digest"], source)
-    folder.drop_state()
+    if processes.first:
+        folder.drop_state()
     metrics = {name: float(value) for name, value in encoder.record["metrics"].items()}
     reporter.note(f"This run is finished: {encoder.spec.encoder_id} in {folder.checkpoint}. Nothing to do.")
     return TrainResult(

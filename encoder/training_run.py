@@ -19,15 +19,13 @@ from encoder.device import arithmetic, autocast
 from encoder.errors import EncoderError
 from encoder.interrupt import StopRequest
 from encoder.loader import BatchLoader, GoodTiles, ReadBatch
-from encoder.methods.catalogue import build_method
-from encoder.methods.protocol import Batch
+from encoder.methods.protocol import Batch, Method
 from encoder.metrics_log import MetricsLog
 from encoder.monitor import LabelledProbe, Monitor
 from encoder.optimise import backward, build_optimisers, set_learning_rate
 from encoder.processes import Processes
 from encoder.progress import Reporter, format_seconds
 from encoder.provenance import versions
-from encoder.rng import seed_all
 from encoder.run_folder import RunFolder, source_digest
 from encoder.sampler import BatchSampler
 from encoder.schedule import learning_rate, progress
@@ -71,6 +69,7 @@ class TrainingRun:
         reporter: told how it goes.
         device: where this process computes.
         processes: those that share the run; the first one looks, logs and saves.
+        method: with the weights of a run that begins, on the CPU.
         labelled: tiles whose kNN accuracy is logged; None takes `source` where it has labels.
     """
 
@@ -82,6 +81,7 @@ class TrainingRun:
         reporter: Reporter,
         device: torch.device,
         processes: Processes,
+        method: Method,
         labelled: TileSource | None,
     ) -> None:
         self._config, self._folder, self._reporter = config, folder, reporter
@@ -92,7 +92,7 @@ class TrainingRun:
         self._cached = CachedTiles(source, 0 if held else config.cache_mb << 20)
         self._tiles = GoodTiles(self._cached)
         self._sampler = BatchSampler(len(source), config.batch, config.seed)
-        self._state = self._start()
+        self._state = self._start(method)
         self._monitor = Monitor(self._cached, config.monitor, config.seed) if processes.first else None
         self._probe = _probe(labelled or source, config) if processes.first else None
         self._resumed_at = self._state.seconds
@@ -244,13 +244,11 @@ class TrainingRun:
         )
         return spec
 
-    def _start(self) -> TrainerState:
+    def _start(self, method: Method) -> TrainerState:
         config = self._config
         packed = self._folder.load_state()
         if packed is not None:
             self._folder.check_tiles(packed["digest"], self._source)
-        seed_all(config.seed)
-        method = build_method(config, self._source)
         share_batchnorm(method.module, self._processes)
         method.module.to(self._device)
         if config.channels_last and self._device.type in ("cpu", "cuda"):

@@ -57,8 +57,8 @@ class Contrastive:
             raise TypeError(f"options of {options.name} given to the contrastive method")
         self._options = options
         self._view_px = options.view_px or config.tile_px
-        check_view("view_px", self._view_px, config.tile_px)
         backbone = build_backbone(options.network)
+        check_view("view_px", self._view_px, config.tile_px, backbone)
         dim = vector_length(backbone, self._view_px)
         head = nn.Sequential(
             nn.Linear(dim, options.hidden_dim, bias=False),

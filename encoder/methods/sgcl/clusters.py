@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_CHUNK_BYTES = 256 << 20
+_CHUNK_BYTES = 32 << 20
 # More rows than this for each cluster move its centre no further.
 _ROWS_PER_CLUSTER = 256
 
@@ -41,5 +41,5 @@ def assign(vectors: Tensor, centres: Tensor) -> Tensor:
     """The nearest centre [C, D] of each row [N, D] by Euclidean distance, int64 [N]."""
     step = max(1, _CHUNK_BYTES // (4 * len(centres)))
     half_norms = centres.square().sum(dim=1) / 2
-    nearest = [(chunk.float() @ centres.T - half_norms).argmax(dim=1) for chunk in vectors.split(step)]
+    nearest = [torch.addmm(-half_norms, chunk.float(), centres.T).argmax(dim=1) for chunk in vectors.split(step)]
     return torch.cat(nearest)

@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 _LEAST_SHARE = 1e-7
 
@@ -32,16 +33,16 @@ def few_similarities(queries: Tensor, bank: Tensor, tiles: Tensor) -> Tensor:
     return torch.einsum("bd,bkd->bk", queries, bank[tiles].float())
 
 
-def discrimination(positive: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+def discrimination(positive: Tensor, negatives: list[Tensor]) -> Tensor:
     """InfoNCE of each anchor: -log of the positive's share, [B].
 
     Args:
-        positive: similarity to the anchor's own entry [B].
-        negatives: similarities [B, K]; minus infinity for what is none.
-        temperature: T.
+        positive: logit of the anchor's own entry [B].
+        negatives: logits [B, K_i]; minus infinity for what is none. Not joined, since a copy costs as much as
+            the product that they come from.
     """
-    logits = torch.cat([positive[:, None], negatives], dim=1) / temperature
-    return torch.logsumexp(logits, dim=1) - logits[:, 0]
+    repelled = torch.stack([torch.logsumexp(part, dim=1) for part in negatives])
+    return F.softplus(torch.logsumexp(repelled, dim=0) - positive)
 
 
 def union(lists: list[Tensor], own: Tensor) -> Tensor:

@@ -53,15 +53,18 @@ class Memory(nn.Module):
         """Mix what was seen of some tiles into the banks: momentum times old plus the rest new, made unit again.
 
         Args:
-            tiles: their numbers int64 [B], each once.
+            tiles: their numbers int64 [B]; of one that stands there twice, as the stand-in of a broken tile may,
+                the last row counts.
             whole: unit rows [B, P].
             corners: unit rows [4, B, P], or None to leave that bank.
             pooled: unit rows [B, D].
             momentum: share of the old entry.
         """
+        once, place = torch.unique(tiles, return_inverse=True)
+        rows = torch.zeros_like(once).scatter_reduce_(0, place, torch.arange(len(tiles), device=tiles.device), "amax")
         pairs = [(self.whole, whole), (self.pooled, pooled)]
         if corners is not None:
             pairs += list(zip(self.corners, corners, strict=True))
         for bank, seen in pairs:
-            mixed = momentum * bank[tiles].float() + (1 - momentum) * seen.float()
-            bank[tiles] = F.normalize(mixed, dim=1).to(bank.dtype)
+            mixed = momentum * bank[once].float() + (1 - momentum) * seen[rows].float()
+            bank[once] = F.normalize(mixed, dim=1).to(bank.dtype)

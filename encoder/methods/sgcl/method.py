@@ -21,7 +21,7 @@ from encoder.methods.sgcl.memory import CORNERS, Memory
 from encoder.methods.sgcl.options import SgclOptions, settle_sizes
 from encoder.methods.sgcl.semantic import cells_of, semantic_neighbours
 from encoder.methods.sgcl.spatial import source_neighbours
-from encoder.processes import Processes
+from encoder.processes import ALONE, Processes
 from encoder.tiles import TileSource
 
 __all__ = ["Sgcl", "SgclOptions"]
@@ -51,8 +51,6 @@ class Sgcl:
         self._sizes = settle_sizes(options, len(source))
         self._view_px = options.view_px or config.tile_px
         self._corner_px = options.corner_px or max(8, round(self._view_px * 3 / 7))
-        check_view("view_px", self._view_px, config.tile_px)
-        check_view("corner_px", self._corner_px, config.tile_px // 2)
         self._channels_last = config.channels_last
         self._mean, self._std = torch.tensor(config.mean), torch.tensor(config.std)
         self._settled = {name: float(value) for name, value in asdict(self._sizes).items()}
@@ -64,6 +62,9 @@ class Sgcl:
             self._settled["spatial_neighbours_mean"] = round(float((table >= 0).sum(axis=1).mean()), 2)
             self._settled["tiles_without_neighbours"] = float((table < 0).all(axis=1).sum())
         backbone = build_backbone(options.network)
+        check_view("view_px", self._view_px, config.tile_px, backbone)
+        if options.corner_weight:
+            check_view("corner_px", self._corner_px, config.tile_px // 2, backbone)
         dim = vector_length(backbone, self._view_px)
         head = nn.Sequential(
             nn.Linear(dim, options.hidden_dim),
@@ -75,7 +76,7 @@ class Sgcl:
         self._memory = Memory(len(source), options.projection_dim, dim, self._sizes.semantic_kept, dtype)
         self.module = nn.ModuleDict({"network": self._network, "memory": self._memory})
         self._seen: tuple[Tensor, Tensor, Tensor | None, Tensor] | None = None
-        self._processes = Processes()
+        self._processes = ALONE
 
     def phases(self) -> Mapping[str, nn.Module]:
         """One phase: backbone and projection together."""
@@ -88,7 +89,6 @@ class Sgcl:
     def begin_epoch(self, epoch: int, processes: Processes) -> None:
         """Cluster the bank anew and list every tile's semantic neighbours."""
         options, sizes, memory = self._options, self._sizes, self._memory
-        self._processes = processes
         if not options.spatial_weight:
             return
         labels = torch.zeros(options.clusterings, len(memory.cells), dtype=torch.int64, device=memory.cells.device)
@@ -110,6 +110,7 @@ class Sgcl:
         """Discriminate tiles and their corners, and attract neighbours in space and in the bank."""
         options = self._options
         device = batch.tiles.device
+        self._processes = batch.processes
         own = batch.indices.to(device)
         features, projected = self._forward(self._view(batch, options.augment, self._view_px))
         corners = self._corners(batch) if options.corner_weight else None
@@ -176,38 +177,45 @@ class Sgcl:
         drawn = torch.randint(len(self._memory.cells), shape, generator=batch.generator)
         return (drawn if self._options.shared_negatives else drawn[batch.share]).to(batch.tiles.device)
 
-    def _random_similarities(self, queries: Tensor, bank: Tensor, own: Tensor, negatives: Tensor) -> Tensor:
-        found = loss.similarities(queries, bank, negatives)
+    def _random_logits(self, queries: Tensor, bank: Tensor, negatives: Tensor, selves: tuple[Tensor, Tensor]) -> Tensor:
+        """Logits of random negatives [b, K]; those at `selves`, rows and columns, are none."""
+        logits = loss.similarities(queries / self._options.temperature, bank, negatives)
+        logits[selves] = -torch.inf
+        return logits
+
+    def _selves(self, own: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
+        """Where random negatives are the anchor itself: row and column of each."""
         if self._options.faults.self_negatives:
-            return found
-        return found.masked_fill(negatives == own[:, None], -torch.inf)
+            return own[:0], own[:0]
+        rows, columns = (negatives == own[:, None]).nonzero(as_tuple=True)
+        return rows, columns
 
     def _instance_loss(self, projected: Tensor, own: Tensor, negatives: Tensor) -> Tensor:
         bank = self._memory.whole
-        positive = (projected * bank[own].float()).sum(dim=1)
-        found = self._random_similarities(projected, bank, own, negatives)
-        return loss.discrimination(positive, found, self._options.temperature).mean()
+        positive = (projected * bank[own].float()).sum(dim=1) / self._options.temperature
+        logits = self._random_logits(projected, bank, negatives, self._selves(own, negatives))
+        return loss.discrimination(positive, [logits]).mean()
 
     def _corner_loss(self, corners: Tensor, own: Tensor, negatives: Tensor) -> Tensor:
         """Each corner against its own bank entry, with a quarter of the negatives from each of the four banks."""
-        quarters = negatives.chunk(CORNERS, dim=-1)
-        terms = []
-        for projected, own_bank in zip(corners, self._memory.corners, strict=True):
-            positive = (projected * own_bank[own].float()).sum(dim=1)
-            found = [
-                self._random_similarities(projected, bank, own, quarter)
-                for bank, quarter in zip(self._memory.corners, quarters, strict=True)
-            ]
-            terms.append(loss.discrimination(positive, torch.cat(found, dim=1), self._options.temperature).mean())
-        return torch.stack(terms).mean()
+        banks = self._memory.corners
+        positive = (corners * banks[:, own].float()).sum(dim=2).flatten() / self._options.temperature
+        # All corners meet the same random tiles, so that each bank is read once.
+        own = own.repeat(CORNERS)
+        if negatives.ndim == 2:
+            negatives = negatives.repeat(CORNERS, 1)
+        logits = [
+            self._random_logits(corners.flatten(0, 1), bank, quarter, self._selves(own, quarter))
+            for bank, quarter in zip(banks, negatives.chunk(CORNERS, dim=-1), strict=True)
+        ]
+        return loss.discrimination(positive, logits).mean()
 
     def _spatial_loss(self, batch: Batch, projected: Tensor, pooled: Tensor, own: Tensor) -> dict[str, Tensor]:
         options, memory = self._options, self._memory
         bank = memory.whole
         near, auxiliary = self._near(projected.detach(), own)
-        semantic = memory.semantic.long()
-        alike = semantic[auxiliary].masked_fill((auxiliary < 0)[:, None], -1)
-        positives = loss.union([near, semantic[own], alike], own)
+        alike = memory.semantic[auxiliary].masked_fill((auxiliary < 0)[:, None], -1)
+        positives = loss.union([near, memory.semantic[own].long(), alike.long()], own)
         candidates, places = self._hard_negatives(batch, pooled, own, auxiliary, positives)
         absent = positives < 0
         attracted = loss.few_similarities(projected, bank, positives.clamp(min=0)).masked_fill(absent, -torch.inf)
@@ -254,7 +262,7 @@ class Sgcl:
         # Positives are no negatives, nor is what shares their cell but was too far down to be remembered.
         cells = memory.cells[candidates]
         beside = torch.where(auxiliary < 0, -1, memory.cells[auxiliary.clamp(min=0)])
-        excluded = (cells == memory.cells[own, None]) | (cells == beside[:, None]) | (candidates == own[:, None])
+        excluded = (cells == memory.cells[own, None]) | (cells == beside[:, None])
         slot = torch.full((count + 1,), len(candidates), dtype=torch.int64, device=device)
         slot[candidates] = torch.arange(len(candidates), device=device)
         # Number -1 means none and reaches the last slot, which stands for no candidate.

@@ -41,7 +41,10 @@ class PublishedFaults(BaseModel):
 
 
 class SgclOptions(MethodOptions):
-    """Options of SGCL; the defaults are the paper's, for 680,000 tiles, and counts shrink with the set.
+    """Options of SGCL; counts are the paper's, for 680,000 tiles, and shrink with the set.
+
+    Not the paper's are what bounds the work at its size (`shared_negatives`, `semantic_kept`, `ranked_tiles`),
+    `ramp_share`, which matters to runs of few epochs, and the views, which jitter stains.
 
     Attributes:
         network: the encoder.
@@ -94,7 +97,7 @@ class SgclOptions(MethodOptions):
     hard_share: float = Field(default=0.2, gt=0, le=1)
     hard_negatives: int = Field(default=4096, ge=1)
     hard_beta: tuple[float, float] = (5.0, 15.0)
-    ranked_tiles: int = Field(default=65_536, ge=LEAST_TILES)
+    ranked_tiles: int = Field(default=32_768, ge=LEAST_TILES)
     bank_momentum: float = Field(default=0.5, ge=0, lt=1)
     bank_precision: Literal["fp32", "fp16"] = "fp32"
     spatial_weight: float = Field(default=1.0, ge=0)
@@ -130,7 +133,8 @@ class Sizes:
 def settle_sizes(options: SgclOptions, tiles: int) -> Sizes:
     """Shrink the counts of the options to what a set of tiles allows.
 
-    Random negatives are at most half of the tiles; a cluster has 50 tiles on average or more; semantic
+    Random negatives are at most half of the tiles; a cluster has 50 tiles on average or
+    more, except that there are always four, since with fewer nothing would be left to be a negative; semantic
     neighbours are among a twentieth of the tiles; hard negatives are no more than the list they come from.
 
     Args:
@@ -151,7 +155,7 @@ def settle_sizes(options: SgclOptions, tiles: int) -> Sizes:
     listed = max(1, round(options.hard_share * ranked))
     return Sizes(
         instance_negatives=4 * (min(options.instance_negatives, tiles // 2) // 4),
-        clusters=min(options.clusters, tiles // 50),
+        clusters=min(options.clusters, max(4, tiles // 50)),
         semantic_nearest=nearest,
         semantic_kept=min(options.semantic_kept, nearest),
         ranked_tiles=ranked,

@@ -67,10 +67,19 @@ def source_neighbours(source: TileSource, neighbour_tiles: float) -> NDArray[np.
             fix="Train from slides or a store, or give a tiles.csv with slide_id, x0, y0 and extent_px0; "
             "method.spatial_weight=0 trains without places.",
         )
-    if not (source.extents_px0 > 0).all():
+    slides, sides = codes(source.slide_ids).numpy(), source.extents_px0
+    if not (sides > 0).all():
         raise UsageError("Some tiles have a side of 0 level-0 pixels.", fix="Correct extent_px0 in tiles.csv.")
-    places = source.positions_px0 / source.extents_px0[:, None]
-    table = spatial_neighbours(codes(source.slide_ids).numpy(), places, neighbour_tiles)
+    side_of_slide = np.zeros(slides.max() + 1, dtype=np.int64)
+    side_of_slide[slides] = sides
+    if (other := np.flatnonzero(side_of_slide[slides] != sides)).size:
+        raise UsageError(
+            f"Slide {source.slide_ids[other[0]]} has tiles of different sides; how far apart they lie is then unclear.",
+            fix="Give one size of tile for each slide.",
+        )
+    # Positions and sides are whole pixels, so that tiles three steps apart can come out a little closer.
+    slack = (1 + neighbour_tiles / 2) / sides.min()
+    table = spatial_neighbours(slides, source.positions_px0 / sides[:, None], neighbour_tiles - slack)
     if not (table >= 0).any():
         raise UsageError(
             f"No two tiles of a slide lie within {neighbour_tiles:g} tile sides of each other; sgcl learns from "
