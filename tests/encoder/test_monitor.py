@@ -8,7 +8,7 @@ import torch
 
 from encoder.config import MonitorConfig
 from encoder.metrics_log import MetricsLog, read_metrics
-from encoder.monitor import LabelledProbe, Monitor, neighbour_overlap
+from encoder.monitor import LabelledProbe, Monitor, neighbour_overlap, slide_share
 from encoder.neighbours import unit
 from encoder.progress import SilentReporter
 from encoder.registry import load_encoder
@@ -84,3 +84,36 @@ def test_metrics_of_steps_after_the_resumed_one_are_removed(tmp_path) -> None:  
         log.write("monitor", 3, {"score": 1.0})
     assert [(line["kind"], line["step"]) for line in read_metrics(path)] == [("train", 1), ("train", 2), ("monitor", 3)]
     assert list((tmp_path / "board").glob("events*"))
+
+
+def test_slide_share_is_that_of_an_analysis_of_variance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = unit(torch.randn(60, 5, generator=generator) + 2 * torch.eye(5)[torch.arange(60) % 3])
+    slides = ["abc"[i % 3] for i in range(60)]
+    x = rows.double().numpy()
+    groups = [x[i::3] for i in range(3)]
+    within = sum(((g - g.mean(axis=0)) ** 2).sum() for g in groups) / (60 - 3)
+    overall = ((x - x.mean(axis=0)) ** 2).sum() / 59
+    expected = 1 - within / overall
+    assert slide_share(rows, slides) == pytest.approx(expected, abs=1e-6) and expected > 0.3
+    assert slide_share(torch.cat([rows, rows[:7]]), [*slides, *[""] * 7]) == pytest.approx(expected, abs=1e-6)
+    # Chance alone puts variance between small slides; the estimate does not count it.
+    noise = torch.randn(400, 50, generator=generator)
+    assert slide_share(noise, [str(i // 2) for i in range(400)]) == pytest.approx(0, abs=0.02)
+    assert slide_share(rows, ["one"] * 60) is None and slide_share(rows, [str(i) for i in range(60)]) is None
+    assert slide_share(rows, [""] * 60) is None and slide_share(torch.ones(60, 5), slides) is None
+
+
+def test_the_score_falls_when_vectors_tell_slides_apart() -> None:
+    tiles = Painted(["a", "b"] * 12)
+    tiles.slide_ids = ["first", "second"] * 12  # type: ignore[assignment]
+    mixed = Painted(["a", "b"] * 12)
+    mixed.slide_ids = ["first"] * 12 + ["second"] * 12  # type: ignore[assignment]
+    encoder = load_encoder("colour")
+    apart, together, unknown = (
+        Monitor(source, MonitorConfig(tiles=24), 0).look(encoder) for source in (tiles, mixed, Painted(["a", "b"] * 12))
+    )
+    assert apart["neighbour_agreement"] == together["neighbour_agreement"] == unknown["neighbour_agreement"]
+    assert apart["slide_share"] > 0.5 > together["slide_share"] and "slide_share" not in unknown
+    assert apart["score"] == pytest.approx(unknown["score"] * (1 - apart["slide_share"]) ** 4)
+    assert apart["score"] < together["score"] <= unknown["score"]

@@ -21,10 +21,10 @@ ALONE = ["method.spatial_weight=0", "method.corner_weight=0"]
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> tuple[SyntheticTiles, SyntheticTiles]:
-    """Tiles of twelve slides to train on, and of six others to judge by; regions are wider than neighbourhoods."""
+    """Tiles of six slides to train on, and of six others to judge by; regions are wider than neighbourhoods."""
     folder = tmp_path_factory.mktemp("cohort")
-    truths = draw_cohort(folder, 18, seed=3, width0=4096, height0=4096, region_um=1200.0)
-    return SyntheticTiles(truths[:12], 128), SyntheticTiles(truths[12:], 128)
+    truths = draw_cohort(folder, 12, seed=3, width0=4096, height0=4096, region_um=1200.0)
+    return SyntheticTiles(truths[:6], 128), SyntheticTiles(truths[6:], 128)
 
 
 @pytest.mark.slow
