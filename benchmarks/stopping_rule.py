@@ -12,6 +12,7 @@ would fall short of it a little; the standard error of one figure is printed bes
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 import tempfile
@@ -34,12 +35,13 @@ def measure(
 ) -> tuple[float, float, float, int]:
     """Train; returns the accuracy of the chosen look, of the best and of the last, and the chosen step."""
     train(config, source, out, SilentReporter(), labelled=labelled)
+    kept_step = json.loads((out / "checkpoint" / "encoder.json").read_text())["metrics"]["kept_step"]
     looks = [line for line in read_metrics(out / "metrics.jsonl") if line["kind"] == "monitor"]
     accuracy = [look["knn_balanced_accuracy"] for look in looks]
-    chosen = max(range(len(looks)), key=lambda i: (looks[i]["score"], i))
+    chosen = next(i for i, look in enumerate(looks) if look["step"] == kept_step)
     sys.stdout.write("  looks: " + " ".join(f"{value:.3f}" for value in accuracy) + "\n")
     sys.stdout.write("  score: " + " ".join(f"{look['score']:.3f}" for look in looks) + "\n")
-    return accuracy[chosen], max(accuracy), accuracy[-1], int(looks[chosen]["step"])
+    return accuracy[chosen], max(accuracy), accuracy[-1], int(kept_step)
 
 
 def open_sources(given: argparse.Namespace, config: TrainConfig, scratch: Path) -> tuple[TileSource, TileSource]:

@@ -33,6 +33,10 @@ from encoder.shared_batchnorm import share_batchnorm
 from encoder.tiles import CachedTiles, TileSource
 from encoder.trainer_state import Best, TrainerState
 
+# Before a third of the run the rate is still high and the weights have hardly moved: where slides differ in more
+# than their stain, their share of the variance grows from the start, and the score alone would keep a beginner.
+_YOUNGEST = 1 / 3 - 1e-6
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -155,7 +159,7 @@ class TrainingRun:
             if due > state.looks:
                 state.looks = due
                 if self._processes.first:
-                    log.write("monitor", state.step, self._look())
+                    log.write("monitor", state.step, self._look(done))
                 self._save()
                 clock = time.monotonic()
             elif state.step % config.save_every_steps == 0:
@@ -193,12 +197,12 @@ class TrainingRun:
         state.seconds = self._resumed_at + time.monotonic() - self._started
         return figures
 
-    def _look(self) -> dict[str, float]:
+    def _look(self, done: float) -> dict[str, float]:
         assert self._monitor is not None
         state = self._state
         encoder = candidate_encoder(self._config, state.method.kept(), self._monitor.sample, self._device)
         metrics = self._monitor.look(encoder)
-        best = state.best is None or metrics["score"] >= state.best.metrics["score"]
+        best = done >= _YOUNGEST and (state.best is None or metrics["score"] >= state.best.metrics["score"])
         if self._probe is not None:
             metrics |= self._probe.measure(encoder)
         if best:

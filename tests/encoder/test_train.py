@@ -132,6 +132,20 @@ def test_labels_are_never_used_for_choosing(tmp_path: Path) -> None:
     assert weights(tmp_path / "with") == weights(tmp_path / "without")
 
 
+def test_the_best_look_is_kept_but_none_of_the_first_third(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([9.0, 8.0, 3.0, 5.0, 5.0, 1.0])
+    monkeypatch.setattr(loop.Monitor, "look", lambda self, encoder: {"score": next(scores)})
+    looks = {"looks": 6, "tiles": 12, "k": 3}
+    train(config(max_steps=12, monitor=looks), Noise(), tmp_path / "run", SilentReporter(), "cpu")
+    written = json.loads((tmp_path / "run" / "checkpoint" / "encoder.json").read_text())
+    # The second look is at a third of the run; of equals the later one counts.
+    assert written["metrics"]["kept_step"] == 4 and written["metrics"]["score"] == 8.0
+    scores = iter([9.0, 3.0, 5.0, 5.0, 1.0, 1.0])
+    train(config(max_steps=12, monitor=looks), Noise(), tmp_path / "other", SilentReporter(), "cpu")
+    written = json.loads((tmp_path / "other" / "checkpoint" / "encoder.json").read_text())
+    assert written["metrics"]["kept_step"] == 8
+
+
 def test_a_folder_of_another_config_or_of_other_tiles_is_refused(tmp_path: Path) -> None:
     train(config(), Noise(), tmp_path / "run", StopAfter(2), "cpu")
     with pytest.raises(UsageError, match=r"another config: optimiser\.lr \(0\.001 there, 0\.1 now\)"):
