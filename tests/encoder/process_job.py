@@ -227,7 +227,8 @@ def go_on(
     folder = RunFolder(path)
     with folder.owned(config, processes), rng_kept():
         reporter = StopAfter(stop_after) if processes.first else SilentReporter()
-        run = TrainingRun(config, source, folder, reporter, CPU, processes, None)
+        seed_all(config.seed)
+        run = TrainingRun(config, source, folder, reporter, CPU, processes, build_method(config, source), None)
         result = run.run()
     state = run._state.method.module.state_dict()
     return {"step": result.step, "finished": result.finished, "digest": digest(state.values())}
