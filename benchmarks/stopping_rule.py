@@ -77,6 +77,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=800, help="steps of a run")
     parser.add_argument("--looks", type=int, default=16)
     given = parser.parse_intermixed_args()
+    if (given.tiles or given.slides) and not given.labelled:
+        parser.error("--tiles and --slides need --labelled tiles to judge by")
     fixed = [f"max_steps={given.steps}", f"monitor.looks={given.looks}", "max_seconds=null", "tensorboard=false"]
     gaps = []
     with tempfile.TemporaryDirectory() as name:

@@ -8,6 +8,7 @@ from encoder.checkpoint import load_checkpoint
 from encoder.config import TrainConfig
 from encoder.errors import UsageError
 from encoder.methods.catalogue import build_method
+from encoder.methods.protocol import Method
 from encoder.processes import Processes, joined
 from encoder.progress import Reporter, SilentReporter
 from encoder.rng import rng_kept, seed_all
@@ -50,12 +51,16 @@ def train(
         _check_tiles(config, source, processes)
         teller = reporter if processes.first else SilentReporter()
         # Built before the folder is claimed: what a method refuses leaves nothing behind.
-        seed_all(config.seed)
-        method = build_method(config, source)
+        method = None if folder.finished else _seeded_method(config, source)
         with folder.owned(config, processes):
-            if folder.finished:
+            if method is None or folder.finished:
                 return _already_finished(folder, source, teller, processes)
             return TrainingRun(config, source, folder, teller, place, processes, method, labelled).run()
+
+
+def _seeded_method(config: TrainConfig, source: TileSource) -> Method:
+    seed_all(config.seed)
+    return build_method(config, source)
 
 
 def _check_tiles(config: TrainConfig, source: TileSource, processes: Processes) -> None:

@@ -47,7 +47,7 @@ def check_view(name: str, view_px: int, largest_px: int, backbone: nn.Module) ->
     """Check that views are not larger than what they are cut from, nor too small for the network.
 
     A view that is down to one pixel before a convolution that would halve it shows the network nothing more;
-    and the weight gradient of such a convolution in bfloat16 on a CPU is not even a number in PyTorch 2.13.
+    and the weight gradient of such a convolution in bfloat16 on a CPU is uninitialised memory in PyTorch 2.15.
 
     Args:
         name: of the option, for the message.

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from encoder.metrics_log import read_metrics
 from encoder.progress import SilentReporter
 from encoder.registry import load_encoder
 from encoder.train import train
+from tests.encoder.interrupted import StopAfter, weights
 
 NETWORK = {"model": "resnet18", "arguments": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}}
 
@@ -56,34 +55,6 @@ def config(method: dict[str, object] | None = None, **changes: object) -> TrainC
     return TrainConfig.model_validate(values | changes)
 
 
-class Notes(SilentReporter):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
-class StopAfter(SilentReporter):
-    """Sends Ctrl-C to the process at a step."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self._left = step
-
-    def advance(self, n: int = 1, detail: str = "") -> None:
-        self._left -= 1
-        if self._left == 0:
-            os.kill(os.getpid(), signal.SIGINT)
-
-
-def weights(run: Path) -> bytes:
-    return (run / "checkpoint" / "encoder.safetensors").read_bytes()
-
-
 def test_interrupted_in_an_epoch_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
     whole = train(config(), Placed(), tmp_path / "whole", SilentReporter(), "cpu")
     # Three steps are an epoch: the first stop falls into the second one, the other between two. A resumed run
@@ -101,7 +72,7 @@ def test_interrupted_in_an_epoch_and_resumed_equals_uninterrupted_bit_for_bit(tm
 
 
 def test_the_sizes_that_a_set_allows_are_shown_and_stored(tmp_path: Path) -> None:
-    reporter = Notes()
+    reporter = StopAfter(0)
     train(config(), Placed(), tmp_path / "run", reporter, "cpu")
     written = json.loads((tmp_path / "run" / "checkpoint" / "encoder.json").read_text())
     settled = written["provenance"]["settled"]

@@ -730,7 +730,7 @@ def test_the_real_network_takes_a_step_that_equals_the_formula(monkeypatch: pyte
     literal = bench.literal(seen)
     literal |= {"loss": bench.total(literal, 1.0), "spatial_weight": 1.0}
     assert numbers(losses) == pytest.approx(literal, rel=CLOSE)
-    own, remembered, corner_views, pooled = bench.method._seen or pytest.fail("nothing to remember")
+    _, own, remembered, corner_views, pooled = bench.method._seen or pytest.fail("nothing to remember")
     assert own.tolist() == OWN and torch.equal(remembered, projected.detach())
     assert corner_views is not None and torch.equal(corner_views, seen.corners.detach())
     assert np.allclose(exact(pooled), reference.unit(exact(features)), atol=1e-6)

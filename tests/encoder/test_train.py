@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import time
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from encoder.registry import load_encoder
 from encoder.run_folder import RunFolder
 from encoder.tiles import TileFolder
 from encoder.train import train
+from tests.encoder.interrupted import StopAfter, weights
 
 NETWORK = {"model": "resnet18", "arguments": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}}
 
@@ -58,27 +57,6 @@ def config(**changes: object) -> TrainConfig:
         "optimiser": {"warmup_steps": 2},
     }  # fmt: skip
     return TrainConfig.model_validate(values | changes)
-
-
-def weights(run: Path) -> bytes:
-    return (run / "checkpoint" / "encoder.safetensors").read_bytes()
-
-
-class StopAfter(SilentReporter):
-    """Sends Ctrl-C to the process at a step."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self._left = step
-        self.notes: list[str] = []
-
-    def advance(self, n: int = 1, detail: str = "") -> None:
-        self._left -= 1
-        if self._left == 0:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> None:

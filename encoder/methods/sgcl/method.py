@@ -21,7 +21,7 @@ from encoder.methods.sgcl.memory import CORNERS, Memory
 from encoder.methods.sgcl.options import SgclOptions, settle_sizes
 from encoder.methods.sgcl.semantic import cells_of, semantic_neighbours
 from encoder.methods.sgcl.spatial import source_neighbours
-from encoder.processes import ALONE, Processes
+from encoder.processes import Processes
 from encoder.tiles import TileSource
 
 __all__ = ["Sgcl", "SgclOptions"]
@@ -75,8 +75,8 @@ class Sgcl:
         dtype = torch.float16 if options.bank_precision == "fp16" else torch.float32
         self._memory = Memory(len(source), options.projection_dim, dim, self._sizes.semantic_kept, dtype)
         self.module = nn.ModuleDict({"network": self._network, "memory": self._memory})
-        self._seen: tuple[Tensor, Tensor, Tensor | None, Tensor] | None = None
-        self._processes = ALONE
+        self._rank_weights = loss.rank_weights(self._sizes.hard_list, options.hard_beta, options.faults.histogram_ranks)
+        self._seen: tuple[Processes, Tensor, Tensor, Tensor | None, Tensor] | None = None
 
     def phases(self) -> Mapping[str, nn.Module]:
         """One phase: backbone and projection together."""
@@ -110,7 +110,6 @@ class Sgcl:
         """Discriminate tiles and their corners, and attract neighbours in space and in the bank."""
         options = self._options
         device = batch.tiles.device
-        self._processes = batch.processes
         own = batch.indices.to(device)
         features, projected = self._forward(self._view(batch, options.augment, self._view_px))
         corners = self._corners(batch) if options.corner_weight else None
@@ -127,7 +126,8 @@ class Sgcl:
                 losses |= self._spatial_loss(batch, projected, pooled, own)
                 losses["spatial_weight"] = torch.tensor(options.spatial_weight * weight, device=device)
                 total = total + losses["spatial_weight"] * losses["spatial_loss"]
-        self._seen = (own, projected.detach(), None if corners is None else corners.detach(), pooled)
+        remembered = None if corners is None else corners.detach()
+        self._seen = (batch.processes, own, projected.detach(), remembered, pooled)
         return {"loss": total, **losses}
 
     @torch.no_grad()
@@ -135,8 +135,8 @@ class Sgcl:
         """Let the banks remember what all processes saw in this step."""
         if self._seen is None:
             return
-        own, projected, corners, pooled = self._seen
-        gather = self._processes.gather
+        processes, own, projected, corners, pooled = self._seen
+        gather = processes.gather
         together = None if corners is None else torch.stack([gather(corner) for corner in corners])
         self._memory.update(gather(own), gather(projected), together, gather(pooled), self._options.bank_momentum)
         self._seen = None
@@ -251,13 +251,12 @@ class Sgcl:
         self, batch: Batch, pooled: Tensor, own: Tensor, auxiliary: Tensor, positives: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Candidates int64 [S], and the places among them of each anchor's hard negatives, int64 [B, K] or -1."""
-        options, sizes, memory = self._options, self._sizes, self._memory
+        sizes, memory = self._sizes, self._memory
         count, device = len(memory.cells), own.device
         candidates = torch.arange(count)
         if sizes.ranked_tiles < count:
             candidates = torch.randperm(count, generator=batch.generator)[: sizes.ranked_tiles]
-        weights = loss.rank_weights(sizes.hard_list, options.hard_beta, options.faults.histogram_ranks)
-        ranks = torch.multinomial(weights, sizes.hard_negatives, replacement=True, generator=batch.generator)
+        ranks = torch.multinomial(self._rank_weights, sizes.hard_negatives, replacement=True, generator=batch.generator)
         candidates, ranks = candidates.to(device), ranks.to(device)
         # Positives are no negatives, nor is what shares their cell but was too far down to be remembered.
         cells = memory.cells[candidates]
