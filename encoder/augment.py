@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from encoder.stain import from_density, he_basis, to_density
+from encoder.stain.density import from_density, he_basis, to_density
 
 _LUMA = (0.299, 0.587, 0.114)
 _BLUR_RADIUS = 3

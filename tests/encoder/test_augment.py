@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from encoder.augment import AugmentConfig, ViewParameters, draw_parameters, make_views
-from encoder.stain import EOSIN, HAEMATOXYLIN, from_density, he_basis, to_density
+from encoder.stain.density import EOSIN, HAEMATOXYLIN, from_density, he_basis, to_density
 
 PLAIN = AugmentConfig(
     min_area=1, max_area=1, max_aspect=1, flip=False, stain_probability=0, brightness=0, contrast=0,

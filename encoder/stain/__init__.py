@@ -1,0 +1,1 @@
+"""Stain mathematics: optical densities, separation of stains, normalisation."""
