@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,12 +14,20 @@ from encoder.colour import ColourStatistics
 from encoder.errors import EncoderError
 from encoder.plugins import load_plugin
 
+NARROW_RESNET = "narrow-resnet"
+# Networks of our own: where they are built.
+_OWN = {
+    NARROW_RESNET: ("encoder.nets.narrow_resnet", "NarrowResnet"),
+    "confidence": ("encoder.nets.confidence", "ConfidenceDescriptor"),
+}
+
 
 def build_network(architecture: Mapping[str, Any]) -> nn.Module:
     """Build an untrained network that maps [N, 3, H, W] to [N, dim].
 
     Args:
-        architecture: `kind` is `timm` (with `model` and `arguments`), `colour`, or `plugin` (with `name`).
+        architecture: `kind` is `timm` (with `model` and `arguments`), `narrow-resnet` or `confidence` (with
+            `arguments`), `colour`, or `plugin` (with `name`).
 
     Raises:
         EncoderError: the kind or the model is unknown here, or its arguments do not fit.
@@ -26,6 +35,8 @@ def build_network(architecture: Mapping[str, Any]) -> nn.Module:
     kind = architecture.get("kind")
     if kind == "timm":
         return build_timm(str(architecture["model"]), dict(architecture.get("arguments", {})))
+    if kind in _OWN:
+        return _own(str(kind), dict(architecture.get("arguments", {})))
     if kind == "colour":
         return ColourStatistics()
     if kind == "plugin":
@@ -34,6 +45,15 @@ def build_network(architecture: Mapping[str, Any]) -> nn.Module:
         f"The encoder's architecture is of the unknown kind {kind!r}.",
         fix="It was written by another version of HistoSeek; use that version.",
     )
+
+
+def _own(kind: str, arguments: Mapping[str, Any]) -> nn.Module:
+    module, name = _OWN[kind]
+    try:
+        network: nn.Module = getattr(importlib.import_module(module), name)(**arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise EncoderError(f"{kind} cannot be built with {dict(arguments)}: {error}", fix="Correct them.") from error
+    return network
 
 
 def build_timm(model: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:

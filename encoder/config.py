@@ -17,6 +17,7 @@ from encoder.contract import Precision
 from encoder.errors import ConfigError
 from encoder.methods.catalogue import method_names, options_class
 from encoder.methods.protocol import MethodOptions
+from encoder.stain.normaliser import StainNormalisation
 
 
 class OptimiserConfig(BaseModel):
@@ -67,6 +68,7 @@ class TrainConfig(BaseModel):
         method: the method and its options; `method.name` says which.
         tile_px: side of the tiles that the encoder takes.
         mpp: micrometres per pixel of those tiles; None where unknown.
+        stain_normalisation: of every tile before the network, in training and when embedding; None for none.
         mean, std: per channel in 0..1, for the normalisation before the network; typical of H&E tissue.
         seed: of the weights, the order of the tiles and the views.
         batch: tiles per step.
@@ -90,6 +92,7 @@ class TrainConfig(BaseModel):
     method: SerializeAsAny[MethodOptions]
     tile_px: int = Field(ge=16)
     mpp: float | None = Field(default=None, gt=0)
+    stain_normalisation: StainNormalisation | None = None
     mean: tuple[float, float, float] = (0.7, 0.55, 0.7)
     std: tuple[float, float, float] = (0.2, 0.2, 0.2)
     seed: int = Field(default=0, ge=0)

@@ -31,7 +31,7 @@ class EncoderSpec:
         std: per channel, divided by.
         precision: arithmetic of the network when embedding.
         pooling: how the feature map becomes a vector.
-        stain_normalisation: applied to the tiles before the network; None for none.
+        stain_normalisation: `method` and fitted `target`, applied to each tile before the network; None for none.
         standardisation: applied to the vectors after it; None for none.
         weights_sha256: hash of the weights file.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ from encoder.contract import EncoderSpec, NonFiniteVectorsError, Precision
 from encoder.device import arithmetic, autocast, choose_device
 from encoder.errors import EncoderError
 from encoder.resize import resize_tiles
+from encoder.stain.fits import Outcome
+from encoder.stain.normaliser import normaliser_of, tally
 
 # The chunk is part of what decides a vector's last bits on the CPU, so it depends on nothing else.
 _CHUNK = {"cpu": 64}
@@ -31,6 +34,9 @@ class TileEncoder:
         spec: its spec.
         device: where to compute; None takes CUDA where present, else the CPU.
         record: how it was made (`config`, `provenance`, `metrics`), carried along with its files.
+
+    Attributes:
+        stain_outcomes: how many tiles were normalised and how many left as they were, where the spec normalises.
     """
 
     def __init__(
@@ -42,6 +48,8 @@ class TileEncoder:
     ) -> None:
         self.spec = spec
         self.record = dict(record or {})
+        self.stain_outcomes: Counter[Outcome] = Counter()
+        self._normaliser = normaliser_of(spec.stain_normalisation)
         self.device = choose_device(device)
         self._channels_last = spec.precision == "bf16" and self.device.type in ("cpu", "cuda")
         module = module.to(self.device).eval().requires_grad_(False)
@@ -77,11 +85,15 @@ class TileEncoder:
         vectors = np.empty((len(tiles), self.spec.dim), dtype=np.float32)
         step = _CHUNK.get(self.device.type, _CHUNK_ACCELERATOR)
         for start in range(0, len(tiles), step):
-            vectors[start : start + step] = self._embed_chunk(tiles[start : start + step], self.spec.precision)
+            vectors[start : start + step], outcomes = self._embed_chunk(
+                tiles[start : start + step], self.spec.precision
+            )
+            if outcomes is not None:
+                self.stain_outcomes += tally(outcomes)
         bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         for start in range(0, len(bad), step):
             rows = bad[start : start + step]
-            vectors[rows] = self._embed_chunk(tiles[rows], "fp32")
+            vectors[rows], _ = self._embed_chunk(tiles[rows], "fp32")
         bad = bad[~np.isfinite(vectors[bad]).all(axis=1)]
         if len(bad):
             raise NonFiniteVectorsError(self.spec.name, [int(row) for row in bad], len(tiles))
@@ -91,18 +103,33 @@ class TileEncoder:
         """Chunks of tiles [N, H, W, 3] as the network takes them: resized, normalised, on the device."""
         step = _CHUNK.get(self.device.type, _CHUNK_ACCELERATOR)
         for start in range(0, len(tiles), step):
-            yield self._prepare(tiles[start : start + step])
+            yield self._prepare(tiles[start : start + step])[0]
+
+    def prepare_field(self, picture: NDArray[np.uint8]) -> Tensor:
+        """A picture uint8 [H, W, 3] of any size at the network's scale, normalised as one: [1, 3, H, W]."""
+        planes = torch.from_numpy(np.array(picture)).to(self.device).permute(2, 0, 1)[None].float().div_(255)
+        if self._normaliser is not None:
+            planes, _ = self._normaliser(planes)
+        mean, std = (
+            torch.tensor(values, device=self.device).view(1, 3, 1, 1) for values in (self.spec.mean, self.spec.std)
+        )
+        return (planes - mean) / std
 
     @torch.inference_mode()
-    def _embed_chunk(self, tiles: NDArray[np.uint8], precision: Precision) -> NDArray[np.float32]:
+    def _embed_chunk(self, tiles: NDArray[np.uint8], precision: Precision) -> tuple[NDArray[np.float32], Tensor | None]:
+        planes, outcomes = self._prepare(tiles)
         with autocast(precision, self.device):
-            vectors = self.module(self._prepare(tiles))
-        return vectors.float().cpu().numpy()
+            vectors = self.module(planes)
+        return vectors.float().cpu().numpy(), outcomes
 
-    def _prepare(self, tiles: NDArray[np.uint8]) -> Tensor:
+    def _prepare(self, tiles: NDArray[np.uint8]) -> tuple[Tensor, Tensor | None]:
         batch = torch.from_numpy(np.ascontiguousarray(tiles)).to(self.device)
         side = self.spec.tile_px
-        rows = resize_tiles(batch, side).reshape(len(tiles), side, 3 * side)
+        pixels, outcomes = resize_tiles(batch, side), None
+        if self._normaliser is not None:
+            restained, outcomes = self._normaliser(pixels.permute(0, 3, 1, 2).float().div_(255))
+            pixels = restained.mul_(255).permute(0, 2, 3, 1)
+        rows = pixels.reshape(len(tiles), side, 3 * side)
         normalised = torch.addcmul(self._shift, rows.float(), self._scale)
         planes = normalised.view(len(tiles), side, side, 3).permute(0, 3, 1, 2)
-        return planes if self._channels_last else planes.contiguous()
+        return planes if self._channels_last else planes.contiguous(), outcomes

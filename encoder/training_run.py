@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from encoder.architectures import build_network
 from encoder.candidate import candidate_encoder, trained_spec
@@ -30,12 +31,15 @@ from encoder.run_folder import RunFolder, source_digest
 from encoder.sampler import BatchSampler
 from encoder.schedule import learning_rate, progress
 from encoder.shared_batchnorm import share_batchnorm
+from encoder.stain.fits import Outcome
+from encoder.stain.normaliser import fit_normaliser
 from encoder.tiles import CachedTiles, TileSource
 from encoder.trainer_state import Best, TrainerState
 
 # Before a third of the run the rate is still high and the weights have hardly moved: where slides differ in more
 # than their stain, their share of the variance grows from the start, and the score alone would keep a beginner.
 _YOUNGEST = 1 / 3 - 1e-6
+_STAIN_TILES = 64
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,9 @@ class TrainingRun:
         self._cached = CachedTiles(source, 0 if held else config.cache_mb << 20)
         self._tiles = GoodTiles(self._cached)
         self._sampler = BatchSampler(len(source), config.batch, config.seed)
+        self._normaliser = None
+        if config.stain_normalisation is not None:
+            self._normaliser = fit_normaliser(config.stain_normalisation, self._stain_sample())
         self._state = self._start(method)
         self._monitor = Monitor(self._cached, config.monitor, config.seed) if processes.first else None
         self._probe = _probe(labelled or source, config) if processes.first else None
@@ -141,6 +148,11 @@ class TrainingRun:
             epoch, place = divmod(state.step, self._sampler.steps_per_epoch)
             if place == 0:
                 state.method.begin_epoch(epoch, self._processes)
+                if state.method.converged():
+                    self._reporter.note(f"step {state.step}: converged")
+                    done = 1.0
+                    self._look_and_save(log, done)
+                    break
             figures = self._step(loader.next(), done, epoch)
             self._reporter.advance(config.batch, self._detail(figures["loss"], done))
             done, stopped = self._agree(stop)
@@ -158,9 +170,7 @@ class TrainingRun:
             due = int(done * config.monitor.looks + 1e-9)
             if due > state.looks:
                 state.looks = due
-                if self._processes.first:
-                    log.write("monitor", state.step, self._look(done))
-                self._save()
+                self._look_and_save(log, done)
                 clock = time.monotonic()
             elif state.step % config.save_every_steps == 0:
                 self._save()
@@ -178,9 +188,12 @@ class TrainingRun:
         rate = learning_rate(config.optimiser, state.step, done)
         set_learning_rate(state.optimisers, rate)
         tiles = read.tiles.to(self._device, non_blocking=True)
+        figures: dict[str, float] = {}
+        if self._normaliser is not None:
+            tiles, outcomes = self._normaliser.on_bytes(tiles)
+            figures["stain_left_share"] = float((outcomes != Outcome.NORMALISED).float().mean())
         batch = Batch(tiles, torch.from_numpy(read.indices), state.generator, done, epoch, self._processes)
         state.method.module.train()
-        figures: dict[str, float] = {}
         for phase, optimiser in state.optimisers.items():
             with autocast(config.precision, self._device):
                 losses = state.method.losses(batch, phase)
@@ -197,11 +210,18 @@ class TrainingRun:
         state.seconds = self._resumed_at + time.monotonic() - self._started
         return figures
 
+    def _look_and_save(self, log: MetricsLog, done: float) -> None:
+        if self._processes.first:
+            log.write("monitor", self._state.step, self._look(done))
+        self._save()
+
     def _look(self, done: float) -> dict[str, float]:
         assert self._monitor is not None
         state = self._state
-        encoder = candidate_encoder(self._config, state.method.kept(), self._monitor.sample, self._device)
-        metrics = self._monitor.look(encoder)
+        encoder = candidate_encoder(
+            self._config, state.method.kept(), self._monitor.sample, self._device, self._normaliser
+        )
+        metrics = self._monitor.look(encoder) | state.method.look(encoder, self._monitor.sample)
         best = done >= _YOUNGEST and (state.best is None or metrics["score"] >= state.best.metrics["score"])
         if self._probe is not None:
             metrics |= self._probe.measure(encoder)
@@ -236,7 +256,7 @@ class TrainingRun:
         spec = save_checkpoint(
             self._folder.checkpoint,
             module,
-            trained_spec(config, kept),
+            trained_spec(config, kept, self._normaliser),
             config.model_dump(mode="json"),
             provenance,
             metrics,
@@ -265,6 +285,12 @@ class TrainingRun:
         if config.compile:
             method.kept().module.compile()
         return state
+
+    def _stain_sample(self) -> NDArray[np.uint8]:
+        """Tiles that the target of a normalisation is fitted to: the same in every process and resumed run."""
+        count = min(_STAIN_TILES, len(self._source))
+        chosen = np.sort(np.random.default_rng([self._config.seed, 3]).choice(len(self._source), count, replace=False))
+        return self._tiles.read(chosen)[1]
 
     def _save(self) -> None:
         if self._processes.first:

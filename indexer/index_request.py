@@ -112,6 +112,7 @@ class IndexReport:
         stages: `plan`, `read`, `embed`, `write`.
         limited_by: the stage that was busiest; None where nothing was read.
         reader_tiles: tiles by reader path.
+        stain_left: for each encoder that normalises stains, the tiles that it took as they are, by reason.
     """
 
     run_id: str
@@ -126,6 +127,7 @@ class IndexReport:
     stages: dict[str, StageTime]
     limited_by: str | None
     reader_tiles: dict[str, int] = field(default_factory=dict)
+    stain_left: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:

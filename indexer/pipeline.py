@@ -12,6 +12,7 @@ from time import perf_counter
 from types import FrameType
 from typing import Any
 
+from encoder.embed import TileEncoder
 from encoder.errors import StoreError
 from encoder.progress import Reporter
 from indexer.commits import Committer
@@ -71,7 +72,7 @@ def index(
         slides = register(store, request.entries, request.shard)
         book = WorkBook(store, request.cohort_mpp, request.retry)
         write = WriteStage(Committer(store, run, book), run.run_id)
-        tally = _Tally(reporter, len(slides))
+        tally = _Tally(reporter, len(slides), request.encoders)
         readers = request.readers or os.cpu_count() or 1
         flow = Flow(_planned(slides, targets, book, store, request), readers, _batch(request))
 
@@ -161,8 +162,9 @@ def _handle(event: Event, write: WriteStage, tally: _Tally) -> None:
 class _Tally:
     """Counts what happens to slides and tiles, and tells the reporter."""
 
-    def __init__(self, reporter: Reporter, slides: int) -> None:
+    def __init__(self, reporter: Reporter, slides: int, encoders: Sequence[TileEncoder]) -> None:
         self._reporter = reporter
+        self._encoders = [(encoder, encoder.stain_outcomes.copy()) for encoder in encoders]
         self._slides = slides
         self._checked: set[str] = set()
         self._touched: set[str] = set()
@@ -257,7 +259,17 @@ class _Tally:
             stages=stages,
             limited_by=max(stages, key=lambda name: stages[name].share) if self._tiles else None,
             reader_tiles=self._reader_tiles,
+            stain_left=self._stain_left(),
         )
+
+    def _stain_left(self) -> dict[str, dict[str, int]]:
+        left = {}
+        for encoder, before in self._encoders:
+            grown = encoder.stain_outcomes - before
+            reasons = {outcome.reason: grown[outcome] for outcome in sorted(grown) if outcome}
+            if reasons:
+                left[encoder.spec.encoder_id] = reasons
+        return left
 
 
 class _Interrupts:
@@ -297,6 +309,7 @@ def _finish(run: RunLock, status: str, report: IndexReport) -> None:
         "tiles": report.tiles,
         "bad_tiles": report.bad_tiles,
         "readers": report.reader_tiles,
+        "stain_left": report.stain_left,
     }
     stages = {name: asdict(time) for name, time in report.stages.items()}
     run.finish(status, counts, {"seconds": report.seconds, "limited_by": report.limited_by, **stages})

@@ -8,18 +8,18 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from encoder.architectures import build_timm, vector_length
+from encoder.architectures import NARROW_RESNET, build_network, vector_length
 from encoder.errors import ConfigError
 from encoder.methods.protocol import KeptNetwork
 from encoder.registry import pooling_name
 
 
 class NetworkOptions(BaseModel):
-    """A timm network.
+    """The network that a method trains.
 
     Attributes:
-        model: timm's name.
-        arguments: passed to its constructor, such as `channels` of a ResNet.
+        model: timm's name, or `narrow-resnet` for the small ResNet of stain-invariant learning.
+        arguments: passed to its constructor, such as `channels` of a timm ResNet or `widths` of the narrow one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -32,15 +32,20 @@ def build_backbone(options: NetworkOptions) -> nn.Module:
     """Build the network with untrained weights.
 
     Raises:
-        EncoderError: timm does not know it, or its arguments do not fit.
+        EncoderError: there is no such network, or its arguments do not fit.
     """
-    return build_timm(options.model, options.arguments)
+    return build_network(_architecture(options))
 
 
 def kept_backbone(options: NetworkOptions, backbone: nn.Module) -> KeptNetwork:
     """The network as the encoder to keep: its pooled features are the embedding."""
-    architecture = {"kind": "timm", "model": options.model, "arguments": dict(options.arguments)}
-    return KeptNetwork(backbone, architecture, pooling_name(backbone))
+    return KeptNetwork(backbone, _architecture(options), pooling_name(backbone))
+
+
+def _architecture(options: NetworkOptions) -> dict[str, Any]:
+    if options.model == NARROW_RESNET:
+        return {"kind": NARROW_RESNET, "arguments": dict(options.arguments)}
+    return {"kind": "timm", "model": options.model, "arguments": dict(options.arguments)}
 
 
 def check_view(name: str, view_px: int, largest_px: int, backbone: nn.Module) -> None:

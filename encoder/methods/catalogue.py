@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 # Name of the method: its module, its class, and the class of its options.
 _METHODS = {
     "contrastive": ("encoder.methods.contrastive", "Contrastive", "ContrastiveOptions"),
+    "patch_contrast": ("encoder.methods.patch_contrast.method", "PatchContrast", "PatchContrastOptions"),
     "sgcl": ("encoder.methods.sgcl.method", "Sgcl", "SgclOptions"),
+    "stain_invariant": ("encoder.methods.stain_invariant", "StainInvariant", "StainInvariantOptions"),
 }
 
 

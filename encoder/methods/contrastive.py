@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,7 +15,9 @@ from torch.nn import functional as F
 from encoder.architectures import vector_length
 from encoder.augment import AugmentConfig, draw_parameters, make_views
 from encoder.config import TrainConfig
+from encoder.embed import TileEncoder
 from encoder.methods.backbone import NetworkOptions, build_backbone, check_view, kept_backbone
+from encoder.methods.nt_xent import nt_xent
 from encoder.methods.protocol import Batch, KeptNetwork, MethodOptions
 from encoder.processes import Processes
 from encoder.tiles import TileSource
@@ -74,6 +78,10 @@ class Contrastive:
         """One phase: backbone and projection together."""
         return {"network": self.module}
 
+    def converged(self) -> bool:
+        """Runs go on to their last step."""
+        return False
+
     def losses(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         """Make two views of every tile and compare their projections."""
         views = torch.cat([self._view(batch), self._view(batch)])
@@ -97,6 +105,10 @@ class Contrastive:
     def after_step(self, progress: float) -> None:
         """Nothing is averaged."""
 
+    def look(self, encoder: TileEncoder, tiles: NDArray[np.uint8]) -> dict[str, float]:
+        """The monitor's figures are enough."""
+        return {}
+
     def kept(self) -> KeptNetwork:
         """The backbone; its pooled features, not the projection, are the embedding."""
         return kept_backbone(self._options.network, self.module["backbone"])
@@ -106,20 +118,3 @@ class Contrastive:
         parameters = draw_parameters(self._options.augment, batch.total, batch.generator).rows(batch.share)
         views = make_views(batch.tiles, parameters.to(device), self._view_px)
         return (views - self._mean.to(device).view(1, 3, 1, 1)) / self._std.to(device).view(1, 3, 1, 1)
-
-
-def nt_xent(vectors: Tensor, temperature: float) -> Tensor:
-    """Normalised temperature-scaled cross-entropy, as one matrix product.
-
-    Args:
-        vectors: unit rows [2B, D]; row i and row i + B are two views of one tile.
-        temperature: of the softmax.
-
-    Returns:
-        Mean over all 2B rows of -log softmax at the partner, among all rows but itself.
-    """
-    count = len(vectors)
-    logits = (vectors @ vectors.T) / temperature
-    logits = logits.masked_fill(torch.eye(count, dtype=torch.bool, device=vectors.device), -torch.inf)
-    partner = (torch.arange(count, device=vectors.device) + count // 2) % count
-    return F.cross_entropy(logits, partner)

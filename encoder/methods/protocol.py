@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from encoder.processes import ALONE, Processes
+
+if TYPE_CHECKING:
+    from encoder.embed import TileEncoder
 
 
 class MethodOptions(BaseModel):
@@ -84,6 +89,9 @@ class Method(Protocol):
     def begin_epoch(self, epoch: int, processes: Processes) -> None:
         """Prepare a pass over the tiles, counted from 0; called before its first step."""
 
+    def converged(self) -> bool:
+        """Whether the run may end before its last step; asked after each `begin_epoch`."""
+
     def losses(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         """Compute the scalars of a phase; `loss` is minimised, the others are only logged.
 
@@ -93,6 +101,17 @@ class Method(Protocol):
 
     def after_step(self, progress: float) -> None:
         """Update what is not optimised, such as averaged weights."""
+
+    def look(self, encoder: TileEncoder, tiles: NDArray[np.uint8]) -> dict[str, float]:
+        """Measure what an encoder of this method is for, and settle what it decides without labels.
+
+        Args:
+            encoder: made of the kept network; its buffers may be set.
+            tiles: plain tiles uint8 [M, tile_px, tile_px, 3].
+
+        Returns:
+            Figures to log; a `score` among them chooses the checkpoint in place of the monitor's.
+        """
 
     def kept(self) -> KeptNetwork:
         """The network to keep as the encoder."""

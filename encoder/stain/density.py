@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -32,17 +34,19 @@ def from_density(density: Tensor) -> Tensor:
     return torch.neg(density).exp_().mul_(256 / 255).sub_(1 / 255).clamp_(0, 1)
 
 
-def pick_pixels(density: Tensor, chosen: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def pick_pixels(density: Tensor, chosen: Tensor, count: int | None) -> tuple[Tensor, Tensor]:
     """Pick evenly spaced pixels of each tile among the chosen ones, in the order of rows.
 
     Args:
         density: optical densities [N, 3, P].
         chosen: which pixels may be picked, bool [N, P].
         count: how many to pick; a tile with fewer gives them repeatedly, one with none gives its last pixel.
+            None for as many as the tile has pixels.
 
     Returns:
         Densities float32 [N, count, 3], and the share of pixels that could be picked, float32 [N].
     """
+    count = count or chosen.shape[1]
     ranks = chosen.cumsum(dim=1, dtype=torch.int32)
     held = ranks[:, -1:]
     steps = torch.arange(count, device=density.device, dtype=torch.float32) + 0.5
@@ -52,10 +56,13 @@ def pick_pixels(density: Tensor, chosen: Tensor, count: int) -> tuple[Tensor, Te
     return picked.transpose(1, 2).contiguous(), held[:, 0] / chosen.shape[1]
 
 
-def quantile(values: Tensor, share: float) -> Tensor:
-    """Quantile along the last dimension, between order statistics as NumPy's default has it."""
-    place = share * (values.shape[-1] - 1)
-    low = int(place)
-    high = min(low + 1, values.shape[-1] - 1)
+def quantiles(values: Tensor, shares: Sequence[float]) -> list[Tensor]:
+    """Quantiles along the last dimension, between order statistics as NumPy's default has it."""
     ordered = values.sort(dim=-1).values
-    return torch.lerp(ordered[..., low], ordered[..., high], place - low)
+    found = []
+    for share in shares:
+        place = share * (values.shape[-1] - 1)
+        low = int(place)
+        high = min(low + 1, values.shape[-1] - 1)
+        found.append(torch.lerp(ordered[..., low], ordered[..., high], place - low))
+    return found

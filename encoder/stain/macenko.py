@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from encoder.stain.density import GLASS_DENSITY, pick_pixels, quantile
+from encoder.stain.density import GLASS_DENSITY, pick_pixels, quantiles
 from encoder.stain.fits import Fit, Outcome, first_outcome
 
 # Percentiles of the angle in the plane, and of the amount of each stain, that count as its extremes.
@@ -20,18 +20,18 @@ _LEAST_SINE = 0.087
 _LEAST_STRENGTH = 0.05
 
 
-def fit_macenko(density: Tensor, sample_px: int) -> Fit:
+def fit_macenko(density: Tensor, sample_px: int | None) -> Fit:
     """Find haematoxylin and eosin of every tile.
 
     Args:
         density: optical densities float32 [N, 3, P].
-        sample_px: stained pixels of each tile that are looked at.
+        sample_px: stained pixels of each tile that are looked at; None for all.
 
     Returns:
         Values float32 [N, 3, 3]: rows are the unit densities of haematoxylin and of eosin, and the 99th
         percentile of their amounts with a zero. Haematoxylin is the redder one, as it absorbs more red.
     """
-    pixels, share = pick_pixels(density, (density > GLASS_DENSITY).all(dim=1), sample_px)
+    pixels, share = pick_pixels(density, density.amin(dim=1) > GLASS_DENSITY, sample_px)
     return fit_extremes(pixels, share)
 
 
@@ -50,7 +50,7 @@ def stain_fit(stains: Tensor, amounts: Tensor, pixels: Tensor, share: Tensor) ->
         pixels: the picked pixels [N, P, 3].
         share: of pixels that are stained, [N].
     """
-    strength = quantile(amounts.transpose(1, 2).contiguous(), _STRONGEST)
+    (strength,) = quantiles(amounts.transpose(1, 2).contiguous(), (_STRONGEST,))
     sine = torch.linalg.cross(stains[:, 0], stains[:, 1]).norm(dim=1)
     outcome = first_outcome(
         (share < LEAST_TISSUE, Outcome.LITTLE_TISSUE),
@@ -88,8 +88,7 @@ def _extremes(pixels: Tensor) -> Tensor:
     along = pixels @ plane
     angles = torch.atan2(along[..., 1], along[..., 0])
     found = []
-    for share in _EXTREME_ANGLES:
-        angle = quantile(angles, share)
+    for angle in quantiles(angles, _EXTREME_ANGLES):
         direction = torch.stack([torch.cos(angle), torch.sin(angle)], dim=1)[:, :, None]
         found.append((plane @ direction)[:, :, 0])
     stains = torch.stack(found, dim=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 from typing import Literal, get_args
 
 import torch
@@ -18,115 +18,111 @@ StainMethod = Literal["reinhard", "macenko", "vahadane"]
 STAIN_METHODS: tuple[StainMethod, ...] = get_args(StainMethod)
 
 # Enough for the 1st and 99th percentiles; all pixels of a 224 px tile would take most of the time to sort.
-SAMPLE_PX = 2048
+SAMPLE_PX = 1024
+# Pixels on a regular lattice in which the sample is looked for, so that rare tissue still fills it.
+_LATTICE = 8
 # Densities over which Reinhard's change fades in, so that no edge shows where tissue meets glass.
 _FADE = (GLASS_DENSITY - 0.05, GLASS_DENSITY + 0.05)
 # Few enough tiles for the many passes over them to stay in the processor's cache.
 _CPU_CHUNK = 4
 
 
-@dataclass(frozen=True)
-class Seen:
-    """Tiles as a method sees them.
-
-    Attributes:
-        method: how they were looked at.
-        planes: optical densities, or CIELAB, float32 [N, 3, P].
-        fit: what the method found in each.
-    """
-
-    method: StainMethod
-    planes: Tensor
-    fit: Fit
-
-
-def fit_stains(method: StainMethod, rgb: Tensor, sample_px: int = SAMPLE_PX) -> Fit:
-    """Find what each tile's stains are.
+def normalise(
+    method: StainMethod, rgb: Tensor, target: Fit, sample_px: int | None = SAMPLE_PX
+) -> tuple[Tensor, Tensor]:
+    """Give every tile the target's stains; those that cannot be fitted stay exactly as they are.
 
     Args:
         method: Reinhard et al. (2001), Macenko et al. (2009) or Vahadane et al. (2016).
         rgb: RGB in 0..1, float32 [N, 3, H, W].
-        sample_px: stained pixels of each tile that are looked at; Reinhard looks at all.
-    """
-    step = _chunk(rgb)
-    fits = [look(method, rgb[start : start + step], sample_px).fit for start in range(0, len(rgb), step)]
-    return Fit(torch.cat([fit.values for fit in fits]), torch.cat([fit.outcome for fit in fits]))
-
-
-def normalise(method: StainMethod, rgb: Tensor, target: Fit, sample_px: int = SAMPLE_PX) -> tuple[Tensor, Tensor]:
-    """Give every tile the target's stains; those that cannot be fitted stay exactly as they are.
-
-    Args:
-        method: as in `fit_stains`, the one that the target was fitted with.
-        rgb: RGB in 0..1, float32 [N, 3, H, W].
-        target: of one tile.
+        target: what the same method found in one tile.
         sample_px: as in `fit_stains`.
 
     Returns:
         RGB float32 [N, 3, H, W], and the `Outcome` of each tile, int64 [N].
     """
-    out = torch.empty_like(rgb)
-    outcomes = []
-    for start in range(0, len(rgb), _chunk(rgb)):
-        rows = slice(start, start + _chunk(rgb))
-        out[rows], outcome = restain(rgb[rows], look(method, rgb[rows], sample_px), target)
-        outcomes.append(outcome)
-    return out, torch.cat(outcomes)
+    return restain(method, rgb, fit_stains(method, rgb, sample_px), target)
 
 
-def look(method: StainMethod, rgb: Tensor, sample_px: int = SAMPLE_PX) -> Seen:
-    """The first half of `normalise`, for all tiles at once: everything that does not depend on the target."""
-    # Autocast would compute optical densities in bfloat16, whose steps are coarser than a grey level's.
-    with torch.no_grad(), torch.autocast(rgb.device.type, enabled=False):
-        pixels = rgb.flatten(2)
-        if method == "reinhard":
-            lab = to_lab(pixels)
-            return Seen(method, lab, fit_reinhard(lab, _densest(pixels) > GLASS_DENSITY))
-        density = to_density(pixels)
-        fitter = fit_macenko if method == "macenko" else fit_vahadane
-        return Seen(method, density, fitter(density, sample_px))
-
-
-def restain(rgb: Tensor, seen: Seen, target: Fit) -> tuple[Tensor, Tensor]:
-    """The second half of `normalise`.
+def fit_stains(method: StainMethod, rgb: Tensor, sample_px: int | None = SAMPLE_PX) -> Fit:
+    """Find what each tile's stains are.
 
     Args:
-        rgb: the tiles that were looked at.
-        seen: what `look` gave for them.
+        method: as in `normalise`.
+        rgb: RGB in 0..1, float32 [N, 3, H, W].
+        sample_px: stained pixels of each tile that are looked at, evenly spaced; None for all.
+    """
+    # Autocast would compute optical densities in bfloat16, whose steps are coarser than a grey level's.
+    with torch.no_grad(), torch.autocast(rgb.device.type, enabled=False):
+        pixels = _lattice(rgb, sample_px).flatten(2)
+        if method == "reinhard":
+            return fit_reinhard(to_lab(pixels), _densest(pixels) > GLASS_DENSITY)
+        fitter = fit_macenko if method == "macenko" else fit_vahadane
+        return fitter(to_density(pixels), sample_px)
+
+
+def restain(method: StainMethod, rgb: Tensor, source: Fit, target: Fit) -> tuple[Tensor, Tensor]:
+    """Change the stains of tiles, or of views cut from them, from what was found in them to the target's.
+
+    Args:
+        method: as in `normalise`.
+        rgb: RGB in 0..1, float32 [N, 3, H, W].
+        source: what the method found in the tiles.
         target: of one tile, or one for each tile.
+
+    Returns:
+        As `normalise`.
     """
     with torch.no_grad(), torch.autocast(rgb.device.type, enabled=False):
-        outcome = torch.where(seen.fit.usable & ~target.usable, int(Outcome.NO_TARGET), seen.fit.outcome)
-        pixels = rgb.flatten(2)
-        changed = _RESTAIN[seen.method](pixels, seen, target)
-        kept = (outcome != Outcome.NORMALISED)[:, None, None]
-        return torch.where(kept, pixels, changed).view_as(rgb), outcome
+        outcome = torch.where(source.usable & ~target.usable, int(Outcome.NO_TARGET), source.outcome)
+        change = _Change(method, source, target, outcome)
+        out = torch.empty_like(rgb)
+        step = _CPU_CHUNK if rgb.device.type == "cpu" else max(1, len(rgb))
+        for start in range(0, len(rgb), step):
+            rows = slice(start, start + step)
+            out[rows] = change(rgb[rows].flatten(2), rows).view_as(rgb[rows])
+        return out, outcome
 
 
-def _shift_lab(pixels: Tensor, seen: Seen, target: Fit) -> Tensor:
-    changed = from_lab(shifted_lab(seen.planes, seen.fit, target))
-    low, high = _FADE
-    weight = ((_densest(pixels) - low) / (high - low)).clamp_(0, 1)[:, None]
-    return torch.lerp(pixels, changed, weight)
+class _Change:
+    """The change of each tile, with all that can be computed from the fits alone."""
+
+    def __init__(self, method: StainMethod, source: Fit, target: Fit, outcome: Tensor) -> None:
+        self._method = method
+        self._kept = (outcome != Outcome.NORMALISED)[:, None, None]
+        self._any_kept = bool(self._kept.any())
+        if method == "reinhard":
+            self._shift, self._ratio = lab_shift(source, target)
+            return
+        self._stains = source.values[:, :2]
+        self._again = _with_target(source, target)
+        self._matrix = self._again @ unmixing(self._stains)
+
+    def __call__(self, pixels: Tensor, rows: slice) -> Tensor:
+        """Change RGB [N, 3, P] of some of the tiles."""
+        changed = self._reinhard(pixels, rows) if self._method == "reinhard" else self._densities(pixels, rows)
+        return torch.where(self._kept[rows], pixels, changed) if self._any_kept else changed
+
+    def _reinhard(self, pixels: Tensor, rows: slice) -> Tensor:
+        changed = from_lab(torch.addcmul(self._shift[rows], to_lab(pixels), self._ratio[rows]))
+        low, high = _FADE
+        weight = ((_densest(pixels) - low) / (high - low)).clamp_(0, 1)[:, None]
+        return torch.lerp(pixels, changed, weight)
+
+    def _densities(self, pixels: Tensor, rows: slice) -> Tensor:
+        density = to_density(pixels)
+        if self._method == "macenko":
+            # Least squares, scaling and the target's stains are one matrix on optical densities.
+            return from_density(self._matrix[rows] @ density)
+        return from_density(self._again[rows] @ sparse_amounts(self._stains[rows], density, AMOUNT_PENALTY))
 
 
-def shifted_lab(lab: Tensor, source: Fit, target: Fit) -> Tensor:
-    """CIELAB [N, 3, P] with the target's means and standard deviations in place of the source's."""
+def lab_shift(source: Fit, target: Fit) -> tuple[Tensor, Tensor]:
+    """What is added [N, 3, 1] and multiplied by before [N, 3, 1] to give CIELAB the target's mean and spread."""
     mean, spread = source.values.unbind(1)
     target_mean, target_spread = target.values.unbind(1)
     ratio = target_spread / spread
-    return torch.addcmul((target_mean - mean * ratio)[:, :, None], lab, ratio[:, :, None])
-
-
-def _mix_again(pixels: Tensor, seen: Seen, target: Fit) -> Tensor:
-    """Least squares, scaling and the target's stains are one matrix on optical densities."""
-    matrix = _with_target(seen.fit, target) @ unmixing(seen.fit.values[:, :2])
-    return from_density(matrix @ seen.planes)
-
-
-def _mix_sparsely(pixels: Tensor, seen: Seen, target: Fit) -> Tensor:
-    amounts = sparse_amounts(seen.fit.values[:, :2], seen.planes, AMOUNT_PENALTY)
-    return from_density(_with_target(seen.fit, target) @ amounts)
+    return (target_mean - mean * ratio)[:, :, None], ratio[:, :, None]
 
 
 def _with_target(source: Fit, target: Fit) -> Tensor:
@@ -135,13 +131,13 @@ def _with_target(source: Fit, target: Fit) -> Tensor:
     return (target.values[:, :2] * ratio[:, :, None]).transpose(1, 2)
 
 
-_RESTAIN = {"reinhard": _shift_lab, "macenko": _mix_again, "vahadane": _mix_sparsely}
-
-
 def _densest(pixels: Tensor) -> Tensor:
     """Largest optical density of the channels [N, P] of RGB [N, 3, P]: also pale eosin shows in green."""
     return to_density(pixels.amin(dim=1))
 
 
-def _chunk(rgb: Tensor) -> int:
-    return _CPU_CHUNK if rgb.device.type == "cpu" else max(1, len(rgb))
+def _lattice(rgb: Tensor, sample_px: int | None) -> Tensor:
+    if sample_px is None:
+        return rgb
+    stride = max(1, math.isqrt(rgb.shape[2] * rgb.shape[3] // (_LATTICE * sample_px)))
+    return rgb[:, :, stride // 2 :: stride, stride // 2 :: stride]

@@ -15,7 +15,7 @@ AMOUNT_PENALTY = 0.01
 _ROUNDS = 60
 
 
-def fit_vahadane(density: Tensor, sample_px: int) -> Fit:
+def fit_vahadane(density: Tensor, sample_px: int | None) -> Fit:
     """Find haematoxylin and eosin of every tile by sparse non-negative factorisation.
 
     Minimises, over stains of at most unit length and amounts, both not negative, half the squared residual plus
@@ -23,13 +23,13 @@ def fit_vahadane(density: Tensor, sample_px: int) -> Fit:
 
     Args:
         density: optical densities float32 [N, 3, P].
-        sample_px: stained pixels of each tile that are looked at.
+        sample_px: stained pixels of each tile that are looked at; None for all.
 
     Returns:
         Values float32 [N, 3, 3], as those of `fit_macenko`.
     """
     # Macenko's stricter rule leaves out pixels of eosin alone, which fix the second stain here.
-    pixels, share = pick_pixels(density, (density > GLASS_DENSITY).any(dim=1), sample_px)
+    pixels, share = pick_pixels(density, density.amax(dim=1) > GLASS_DENSITY, sample_px)
     stains = fit_extremes(pixels, share).values[:, :2].clamp(min=0)
     stains = _unit(stains)
     planes = pixels.transpose(1, 2).contiguous()

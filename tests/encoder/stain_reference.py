@@ -17,6 +17,14 @@ def density(picture: Picture) -> Array:
     return -np.log((picture.reshape(-1, 3).astype(np.float64) + 1) / 256)
 
 
+def seen(picture: Picture, count: int | None) -> Picture:
+    """The pixels on a regular lattice that are looked at where `count` stained ones are enough."""
+    if count is None:
+        return picture
+    stride = max(1, int(np.sqrt(picture.shape[0] * picture.shape[1] // (8 * count))))
+    return picture[stride // 2 :: stride, stride // 2 :: stride]
+
+
 def picked(pixels: Array, chosen: NDArray[np.bool_], count: int | None) -> Array:
     """The chosen pixels, or `count` of them at even distances."""
     held = np.flatnonzero(chosen)
@@ -27,7 +35,7 @@ def picked(pixels: Array, chosen: NDArray[np.bool_], count: int | None) -> Array
 
 def macenko(picture: Picture, count: int | None = None) -> tuple[Array, Array]:
     """Stains [2, 3], haematoxylin first, and their strengths [2]."""
-    od = density(picture)
+    od = density(seen(picture, count))
     pixels = picked(od, (od > 0.15).all(axis=1), count)
     stains = extremes(pixels)
     return stains, np.percentile(pixels @ np.linalg.pinv(stains), 99, axis=0)
@@ -47,7 +55,7 @@ def extremes(pixels: Array) -> Array:
 
 def vahadane(picture: Picture, count: int | None = None, rounds: int = 60) -> tuple[Array, Array]:
     """The same by sparse non-negative factorisation."""
-    od = density(picture)
+    od = density(seen(picture, count))
     pixels = picked(od, (od > 0.15).any(axis=1), count)
     stains = np.clip(extremes(pixels), 0, None)
     stains /= np.linalg.norm(stains, axis=1, keepdims=True)
@@ -93,9 +101,7 @@ def lab(rgb: Array) -> Array:
     light = np.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
     xyz = light @ TO_XYZ.T / WHITE
     f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
-    return np.stack(
-        [116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], axis=-1
-    )
+    return np.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], axis=-1)
 
 
 def rgb_of(colours: Array) -> Array:
@@ -108,16 +114,17 @@ def rgb_of(colours: Array) -> Array:
     return np.clip(np.where(light > 0.0031308, bent, 12.92 * light), 0, 1)
 
 
-def reinhard(picture: Picture) -> tuple[Array, Array]:
+def reinhard(picture: Picture, count: int | None = None) -> tuple[Array, Array]:
     """Mean and standard deviation in CIELAB of what is stained."""
+    picture = seen(picture, count)
     stained = (density(picture) > 0.15).any(axis=1)
     colours = lab(picture.reshape(-1, 3) / 255)[stained]
     return colours.mean(axis=0), colours.std(axis=0)
 
 
-def reinhard_restained(picture: Picture, target: tuple[Array, Array]) -> Array:
+def reinhard_restained(picture: Picture, source: tuple[Array, Array], target: tuple[Array, Array]) -> Array:
     """RGB in 0..255 with the target's mean and spread; fades out where there is less and less stain."""
-    mean, spread = reinhard(picture)
+    mean, spread = source
     rgb = picture.reshape(-1, 3) / 255
     changed = rgb_of((lab(rgb) - mean) / spread * target[1] + target[0])
     weight = np.clip((density(picture).max(axis=1) - 0.10) / 0.10, 0, 1)[:, None]

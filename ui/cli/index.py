@@ -200,6 +200,9 @@ def print_index_report(report: IndexReport) -> None:
         )
         paths = ", ".join(f"{count} by {path}" for path, count in sorted(report.reader_tiles.items()) if count)
         say(f"tiles read: {paths}; limited by: {report.limited_by}")
+    for encoder_id, reasons in report.stain_left.items():
+        left = "; ".join(f"{count}: {reason}" for reason, count in reasons.items())
+        say(f"{encoder_id} took these tiles without stain normalisation: {left}")
     for failure in report.quarantined:
         say(f"quarantined {failure.slide_id} ({failure.phase}): {failure.message}")
 

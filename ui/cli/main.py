@@ -8,7 +8,7 @@ import sys
 import typer
 
 from encoder.errors import HistoSeekError
-from ui.cli import analyse, demo, index, search, store, system, train
+from ui.cli import analyse, demo, index, search, segment, store, system, train
 
 app = typer.Typer(
     name="histoseek",
@@ -27,6 +27,7 @@ for command in (
     index.index,
     index.retry,
     search.search,
+    segment.segment,
     analyse.classify,
     analyse.evaluate,
     store.status,

@@ -28,3 +28,18 @@ Where = Annotated[
     typer.Option(help="SQL condition over slide and tile columns, such as \"organ = 'colon' AND tissue > 0.5\"."),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; the GPU where there is one.")]
+
+
+def parse_point(text: str) -> tuple[int, int]:
+    """Level-0 pixels written as X,Y.
+
+    Raises:
+        UsageError: it is written otherwise.
+    """
+    from encoder.errors import UsageError
+
+    x0, _, y0 = text.partition(",")
+    try:
+        return round(float(x0)), round(float(y0))
+    except (ValueError, OverflowError):
+        raise UsageError(f"--at {text} is not X,Y.", "Give level-0 pixels, such as --at 12000,8400.") from None

@@ -82,8 +82,4 @@ def _query(slide: str | None, at: str | None, image: Path | None, image_mpp: flo
         return read_picture(image, image_mpp)
     if slide is None or at is None:
         raise UsageError("a point needs its slide and its place.", "Give both --slide ID and --at X,Y.")
-    x0, _, y0 = at.partition(",")
-    try:
-        return PointQuery(slide, round(float(x0)), round(float(y0)))
-    except (ValueError, OverflowError):
-        raise UsageError(f"--at {at} is not X,Y.", "Give level-0 pixels, such as --at 12000,8400.") from None
+    return PointQuery(slide, *options.parse_point(at))

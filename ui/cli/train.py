@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ui.cli import options
+
+if TYPE_CHECKING:
+    from encoder.seeds import SeedsResult
 
 
 def pretrain(
@@ -23,6 +26,9 @@ def pretrain(
     manifest: options.Manifest = None,
     cohort_mpp: options.CohortMpp = None,
     max_tiles: Annotated[int, typer.Option(min=1, help="At most so many tiles are drawn from slides.")] = 200_000,
+    seeds: Annotated[
+        int | None, typer.Option(min=2, help="Train with so many seeds, report their spread, keep the best.")
+    ] = None,
     device: options.Device = None,
     json_output: options.Json = False,
 ) -> None:
@@ -30,6 +36,7 @@ def pretrain(
     from encoder.config import load_config
     from encoder.errors import UsageError
     from encoder.progress import format_seconds
+    from encoder.seeds import train_seeds
     from encoder.train import train
     from ui.cli.console import make_reporter, say, say_json
     from ui.shipped import config_path
@@ -49,6 +56,9 @@ def pretrain(
         max_tiles=max_tiles,
         reporter=reporter,
     )
+    if seeds is not None:
+        _report_seeds(train_seeds(settings, source, out, seeds, reporter, device), json_output)
+        return
     result = train(settings, source, out, reporter, device=device)
     if json_output:
         say_json(asdict(result))
@@ -56,6 +66,23 @@ def pretrain(
         say(f"encoder: {result.checkpoint} ({result.step} steps, {format_seconds(result.seconds)})")
     if not result.finished:
         raise KeyboardInterrupt
+
+
+def _report_seeds(result: SeedsResult, json_output: bool) -> None:
+    from ui.cli.console import say, say_json, say_table
+
+    if not result.finished:
+        raise KeyboardInterrupt
+    if json_output:
+        say_json(asdict(result))
+        return
+    names = list(result.spread)
+    say_table(
+        ["seed", *names],
+        [[seed, *(f"{each[name]:.3g}" for name in names)] for seed, each in result.metrics.items()]
+        + [["mean ± sd", *(f"{s.mean:.3g} ± {s.std:.2g}" for s in result.spread.values())]],
+    )
+    say(f"encoder: {result.checkpoint} (seed {result.best_seed}, the best score)")
 
 
 def encoders(

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from encoder.architectures import vector_length
 from encoder.augment import AugmentConfig, ViewParameters, draw_parameters, make_views
 from encoder.config import TrainConfig
+from encoder.embed import TileEncoder
 from encoder.errors import ConfigError
 from encoder.methods.backbone import build_backbone, check_view, kept_backbone
 from encoder.methods.protocol import Batch, KeptNetwork
@@ -106,6 +109,10 @@ class Sgcl:
         )
         memory.semantic.copy_(neighbours)
 
+    def converged(self) -> bool:
+        """Runs go on to their last step."""
+        return False
+
     def losses(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         """Discriminate tiles and their corners, and attract neighbours in space and in the bank."""
         options = self._options
@@ -140,6 +147,10 @@ class Sgcl:
         together = None if corners is None else torch.stack([gather(corner) for corner in corners])
         self._memory.update(gather(own), gather(projected), together, gather(pooled), self._options.bank_momentum)
         self._seen = None
+
+    def look(self, encoder: TileEncoder, tiles: NDArray[np.uint8]) -> dict[str, float]:
+        """The monitor's figures are enough."""
+        return {}
 
     def kept(self) -> KeptNetwork:
         """The backbone; its pooled features, not the projection, are the embedding."""

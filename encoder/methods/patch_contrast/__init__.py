@@ -1,0 +1,1 @@
+"""Patch-based contrastive segmentation: nuclei without labels."""
