@@ -127,8 +127,7 @@ class TileEncoder:
         side = self.spec.tile_px
         pixels, outcomes = resize_tiles(batch, side), None
         if self._normaliser is not None:
-            restained, outcomes = self._normaliser(pixels.permute(0, 3, 1, 2).float().div_(255))
-            pixels = restained.mul_(255).permute(0, 2, 3, 1)
+            pixels, outcomes = self._normaliser.on_tiles(pixels)
         rows = pixels.reshape(len(tiles), side, 3 * side)
         normalised = torch.addcmul(self._shift, rows.float(), self._scale)
         planes = normalised.view(len(tiles), side, side, 3).permute(0, 3, 1, 2)

@@ -190,7 +190,7 @@ class TrainingRun:
         tiles = read.tiles.to(self._device, non_blocking=True)
         figures: dict[str, float] = {}
         if self._normaliser is not None:
-            tiles, outcomes = self._normaliser.on_bytes(tiles)
+            tiles, outcomes = self._normaliser.on_tiles(tiles)
             figures["stain_left_share"] = float((outcomes != Outcome.NORMALISED).float().mean())
         batch = Batch(tiles, torch.from_numpy(read.indices), state.generator, done, epoch, self._processes)
         state.method.module.train()

@@ -174,8 +174,7 @@ class StainInvariant:
         # A tile that cannot be fitted is no target: the first usable one in a random order is, of all processes.
         order = torch.randperm(batch.total, generator=generator).to(batch.tiles.device)
         method = options.stain_methods[number]
-        rgb = batch.tiles.permute(0, 3, 1, 2).float().div_(255)
-        source = fit_stains(method, rgb)
+        source = fit_stains(method, batch.tiles.permute(0, 3, 1, 2))
         every = Fit(gather(source.values), gather(source.outcome))
         target = order[every.usable[order].long().argmax()]
         restained, outcome = restain(method, views, source, every.row(target))

@@ -49,6 +49,8 @@ class ConfidenceDescriptor(nn.Module):
     Args:
         classes: number of maps.
         width: channels of the network.
+        field_threshold: whether a field is segmented at the confidence that separates its haematoxylin best,
+            or at one half.
 
     Attributes:
         nucleus_channel: which map is that of nuclei, or -1.
@@ -56,9 +58,10 @@ class ConfidenceDescriptor(nn.Module):
 
     nucleus_channel: Tensor
 
-    def __init__(self, classes: int = 4, width: int = 8) -> None:
+    def __init__(self, classes: int = 4, width: int = 8, field_threshold: bool = True) -> None:
         super().__init__()
         self.net = ConfidenceNet(classes, width=width)
+        self.field_threshold = field_threshold
         self.register_buffer("nucleus_channel", torch.tensor(NO_CHANNEL))
 
     def forward(self, tiles: Tensor) -> Tensor:

@@ -12,13 +12,14 @@ _SLOPE = 0.1
 class NarrowResnet(nn.Module):
     """Maps [N, 3, H, W] to pooled features [N, widths[-1]].
 
-    A stem that halves twice, then four stages of two basic blocks, each stage but the first halving.
+    A stem that halves twice, then four stages of basic blocks, each stage but the first halving.
 
     Args:
         widths: channels of the stem and of the four stages.
+        blocks: in each stage.
     """
 
-    def __init__(self, widths: Sequence[int] = (32, 64, 128, 256, 256)) -> None:
+    def __init__(self, widths: Sequence[int] = (32, 64, 128, 256, 256), blocks: int = 2) -> None:
         super().__init__()
         if len(widths) != 5:
             raise ValueError(f"widths are those of a stem and four stages, five numbers, not {list(widths)}")
@@ -31,7 +32,8 @@ class NarrowResnet(nn.Module):
         ]
         before = stem
         for number, width in enumerate(stages):
-            layers += [BasicBlock(before, width, 1 if number == 0 else 2), BasicBlock(width, width, 1)]
+            layers.append(BasicBlock(before, width, 1 if number == 0 else 2))
+            layers += [BasicBlock(width, width, 1) for _ in range(blocks - 1)]
             before = width
         self.features = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool2d(1)

@@ -12,7 +12,7 @@ from encoder.stain.fits import Fit, Outcome, first_outcome
 _EXTREME_ANGLES = (0.01, 0.99)
 _STRONGEST = 0.99
 LEAST_TISSUE = 0.05
-# Median density of all channels above which light hardly passes: fluorescence, pen, a fold.
+# Mean density of all channels above which light hardly passes: fluorescence, pen, a fold.
 _DARKEST = 2.5
 # Two stains closer than this are one stain and its noise; those of real H&E are 15 to 50 degrees apart.
 _LEAST_SINE = 0.087
@@ -54,7 +54,7 @@ def stain_fit(stains: Tensor, amounts: Tensor, pixels: Tensor, share: Tensor) ->
     sine = torch.linalg.cross(stains[:, 0], stains[:, 1]).norm(dim=1)
     outcome = first_outcome(
         (share < LEAST_TISSUE, Outcome.LITTLE_TISSUE),
-        (pixels.median(dim=1).values.min(dim=1).values > _DARKEST, Outcome.DARK),
+        (pixels.mean(dim=1).amin(dim=1) > _DARKEST, Outcome.DARK),
         ((sine < _LEAST_SINE) | ~(strength > _LEAST_STRENGTH).all(dim=1), Outcome.ONE_STAIN),
     )
     values = torch.cat([stains, torch.nn.functional.pad(strength, (0, 1))[:, None]], dim=1)

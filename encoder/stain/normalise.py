@@ -8,10 +8,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from encoder.stain.density import GLASS_DENSITY, from_density, to_density
+from encoder.stain.density import GLASS_DENSITY, to_density
 from encoder.stain.fits import Fit, Outcome
 from encoder.stain.macenko import fit_macenko, unmixing
-from encoder.stain.reinhard import fit_reinhard, from_lab, to_lab
+from encoder.stain.reinhard import fit_reinhard, from_roots, shift_of_roots, to_lab, to_roots
 from encoder.stain.vahadane import AMOUNT_PENALTY, fit_vahadane, sparse_amounts
 
 StainMethod = Literal["reinhard", "macenko", "vahadane"]
@@ -20,7 +20,7 @@ STAIN_METHODS: tuple[StainMethod, ...] = get_args(StainMethod)
 # Enough for the 1st and 99th percentiles; all pixels of a 224 px tile would take most of the time to sort.
 SAMPLE_PX = 1024
 # Pixels on a regular lattice in which the sample is looked for, so that rare tissue still fills it.
-_LATTICE = 8
+_LATTICE = 4
 # Densities over which Reinhard's change fades in, so that no edge shows where tissue meets glass.
 _FADE = (GLASS_DENSITY - 0.05, GLASS_DENSITY + 0.05)
 # Few enough tiles for the many passes over them to stay in the processor's cache.
@@ -34,12 +34,12 @@ def normalise(
 
     Args:
         method: Reinhard et al. (2001), Macenko et al. (2009) or Vahadane et al. (2016).
-        rgb: RGB in 0..1, float32 [N, 3, H, W].
+        rgb: RGB in 0..1, float32, or uint8 [N, 3, H, W].
         target: what the same method found in one tile.
         sample_px: as in `fit_stains`.
 
     Returns:
-        RGB float32 [N, 3, H, W], and the `Outcome` of each tile, int64 [N].
+        RGB of the same type and shape, and the `Outcome` of each tile, int64 [N].
     """
     return restain(method, rgb, fit_stains(method, rgb, sample_px), target)
 
@@ -49,12 +49,12 @@ def fit_stains(method: StainMethod, rgb: Tensor, sample_px: int | None = SAMPLE_
 
     Args:
         method: as in `normalise`.
-        rgb: RGB in 0..1, float32 [N, 3, H, W].
+        rgb: as in `normalise`.
         sample_px: stained pixels of each tile that are looked at, evenly spaced; None for all.
     """
     # Autocast would compute optical densities in bfloat16, whose steps are coarser than a grey level's.
     with torch.no_grad(), torch.autocast(rgb.device.type, enabled=False):
-        pixels = _lattice(rgb, sample_px).flatten(2)
+        pixels = _in_unit_range(_lattice(rgb, sample_px).flatten(2))
         if method == "reinhard":
             return fit_reinhard(to_lab(pixels), _densest(pixels) > GLASS_DENSITY)
         fitter = fit_macenko if method == "macenko" else fit_vahadane
@@ -66,7 +66,7 @@ def restain(method: StainMethod, rgb: Tensor, source: Fit, target: Fit) -> tuple
 
     Args:
         method: as in `normalise`.
-        rgb: RGB in 0..1, float32 [N, 3, H, W].
+        rgb: as in `normalise`.
         source: what the method found in the tiles.
         target: of one tile, or one for each tile.
 
@@ -76,11 +76,18 @@ def restain(method: StainMethod, rgb: Tensor, source: Fit, target: Fit) -> tuple
     with torch.no_grad(), torch.autocast(rgb.device.type, enabled=False):
         outcome = torch.where(source.usable & ~target.usable, int(Outcome.NO_TARGET), source.outcome)
         change = _Change(method, source, target, outcome)
-        out = torch.empty_like(rgb)
+        out = torch.empty_like(rgb, memory_format=torch.contiguous_format)
         step = _CPU_CHUNK if rgb.device.type == "cpu" else max(1, len(rgb))
         for start in range(0, len(rgb), step):
             rows = slice(start, start + step)
-            out[rows] = change(rgb[rows].flatten(2), rows).view_as(rgb[rows])
+            pixels = _in_unit_range(rgb[rows].flatten(2))
+            if rgb.dtype == torch.uint8:
+                # Floating-point tiles of the whole batch would mostly wait for memory.
+                changed = torch.empty_like(pixels)
+                change.write(pixels, rows, changed)
+                out[rows] = changed.mul_(255).round_().view_as(rgb[rows])
+            else:
+                change.write(pixels, rows, out[rows].flatten(2))
         return out, outcome
 
 
@@ -92,37 +99,38 @@ class _Change:
         self._kept = (outcome != Outcome.NORMALISED)[:, None, None]
         self._any_kept = bool(self._kept.any())
         if method == "reinhard":
-            self._shift, self._ratio = lab_shift(source, target)
+            self._matrix, self._offset = shift_of_roots(source, target)
             return
         self._stains = source.values[:, :2]
         self._again = _with_target(source, target)
+        # Least squares, scaling and the target's stains are one matrix on optical densities.
         self._matrix = self._again @ unmixing(self._stains)
+        # Of densities that are logarithms of RGB plus a grey level, in 0..1, the constants that are left out.
+        self._offset = math.log(255 / 256) * self._matrix.sum(dim=2, keepdim=True) - math.log(255 / 256)
 
-    def __call__(self, pixels: Tensor, rows: slice) -> Tensor:
+    def write(self, pixels: Tensor, rows: slice, out: Tensor) -> None:
         """Change RGB [N, 3, P] of some of the tiles."""
-        changed = self._reinhard(pixels, rows) if self._method == "reinhard" else self._densities(pixels, rows)
-        return torch.where(self._kept[rows], pixels, changed) if self._any_kept else changed
+        if self._method == "reinhard":
+            self._reinhard(pixels, rows, out)
+        else:
+            self._densities(pixels, rows, out)
+        if self._any_kept:
+            torch.where(self._kept[rows], pixels, out, out=out)
 
-    def _reinhard(self, pixels: Tensor, rows: slice) -> Tensor:
-        changed = from_lab(torch.addcmul(self._shift[rows], to_lab(pixels), self._ratio[rows]))
+    def _reinhard(self, pixels: Tensor, rows: slice, out: Tensor) -> None:
+        changed = from_roots(torch.baddbmm(self._offset[rows], self._matrix[rows], to_roots(pixels)))
         low, high = _FADE
         weight = ((_densest(pixels) - low) / (high - low)).clamp_(0, 1)[:, None]
-        return torch.lerp(pixels, changed, weight)
+        torch.lerp(pixels, changed, weight, out=out)
 
-    def _densities(self, pixels: Tensor, rows: slice) -> Tensor:
-        density = to_density(pixels)
+    def _densities(self, pixels: Tensor, rows: slice, out: Tensor) -> None:
         if self._method == "macenko":
-            # Least squares, scaling and the target's stains are one matrix on optical densities.
-            return from_density(self._matrix[rows] @ density)
-        return from_density(self._again[rows] @ sparse_amounts(self._stains[rows], density, AMOUNT_PENALTY))
-
-
-def lab_shift(source: Fit, target: Fit) -> tuple[Tensor, Tensor]:
-    """What is added [N, 3, 1] and multiplied by before [N, 3, 1] to give CIELAB the target's mean and spread."""
-    mean, spread = source.values.unbind(1)
-    target_mean, target_spread = target.values.unbind(1)
-    ratio = target_spread / spread
-    return (target_mean - mean * ratio)[:, :, None], ratio[:, :, None]
+            logs = torch.add(pixels, 1 / 255).log_()
+            torch.baddbmm(self._offset[rows], self._matrix[rows], logs, out=out)
+        else:
+            amounts = sparse_amounts(self._stains[rows], to_density(pixels), AMOUNT_PENALTY)
+            torch.baddbmm(pixels.new_tensor(math.log(256 / 255)), self._again[rows], amounts, alpha=-1, out=out)
+        out.exp_().sub_(1 / 255).clamp_(0, 1)
 
 
 def _with_target(source: Fit, target: Fit) -> Tensor:
@@ -134,6 +142,10 @@ def _with_target(source: Fit, target: Fit) -> Tensor:
 def _densest(pixels: Tensor) -> Tensor:
     """Largest optical density of the channels [N, P] of RGB [N, 3, P]: also pale eosin shows in green."""
     return to_density(pixels.amin(dim=1))
+
+
+def _in_unit_range(pixels: Tensor) -> Tensor:
+    return pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels
 
 
 def _lattice(rgb: Tensor, sample_px: int | None) -> Tensor:

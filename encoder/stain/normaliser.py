@@ -51,14 +51,14 @@ class StainNormaliser:
     target: Fit
 
     def __call__(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalise RGB in 0..1, float32 [N, 3, H, W]; also gives the `Outcome` of each tile, int64 [N]."""
+        """Normalise RGB in 0..1, float32, or uint8 [N, 3, H, W]; also gives each tile's `Outcome`, int64 [N]."""
         target = Fit(self.target.values.to(rgb.device), self.target.outcome.to(rgb.device))
         return normalise(self.method, rgb, target)
 
-    def on_bytes(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
-        """The same for uint8 [N, H, W, 3], rounded to whole grey levels."""
-        planes, outcome = self(tiles.permute(0, 3, 1, 2).float().div_(255))
-        return planes.mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous(), outcome
+    def on_tiles(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for tiles as they are read, uint8 [N, H, W, 3]."""
+        planes, outcome = self(tiles.permute(0, 3, 1, 2))
+        return planes.permute(0, 2, 3, 1).contiguous(), outcome
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -99,8 +99,8 @@ def fit_normaliser(config: StainNormalisation, sample: NDArray[np.uint8]) -> Sta
         picture = sample.reshape(1, -1, *sample.shape[2:])
     else:
         picture = _read_picture(Path(config.target))[None]
-    rgb = torch.from_numpy(picture).permute(0, 3, 1, 2).float().div_(255)
-    fit = fit_stains(config.method, rgb, _SAMPLE_PX)
+    planes = torch.from_numpy(picture).permute(0, 3, 1, 2)
+    fit = fit_stains(config.method, planes, _SAMPLE_PX)
     if not fit.usable.item():
         reason = Outcome(int(fit.outcome[0])).reason
         raise ConfigError(
@@ -124,7 +124,7 @@ def describe_left(outcomes: Mapping[Outcome, int]) -> str:
 def _read_picture(path: Path) -> NDArray[np.uint8]:
     try:
         with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB"))
+            return np.array(picture.convert("RGB"))
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"stain_normalisation.target {path} cannot be read: {error}", fix="Give `tiles` or the path of a picture."

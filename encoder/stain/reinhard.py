@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -13,30 +15,60 @@ _TO_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.01
 _WHITE = (0.95047, 1.0, 1.08883)
 # Below these shares the curves of the two colour spaces are straight.
 _LINEAR_RGB, _LINEAR_LIGHT, _LINEAR_XYZ = 0.04045, 0.0031308, 0.008856
+_POWER_SCALE = 1.055**2.4
 # Spread of a channel, in units of CIELAB, below which it would be noise that is blown up.
 _LEAST_SPREAD = 0.5
 _DARKEST_LIGHTNESS = 10.0
 
 
+# CIELAB is a linear map of the cube roots of XYZ, and an offset of the lightness.
+_ROOTS_TO_LAB = ((0.0, 116.0, 0.0), (500.0, -500.0, 0.0), (0.0, 200.0, -200.0))
+_LIGHTNESS_OFFSET = -16.0
+
+
 def to_lab(rgb: Tensor) -> Tensor:
     """CIELAB [N, 3, P], lightness 0..100, of RGB in 0..1."""
-    curved = torch.add(rgb, 0.055).mul_(1 / 1.055).log_().mul_(2.4).exp_()
-    light = torch.where(rgb > _LINEAR_RGB, curved, rgb / 12.92)
-    xyz = _mix(_matrix(rgb) / _white(rgb)[:, None], light)
-    root = xyz.clamp(min=_LINEAR_XYZ).log_().mul_(1 / 3).exp_()
-    x, y, z = torch.where(xyz > _LINEAR_XYZ, root, 7.787 * xyz + 16 / 116).unbind(1)
-    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=1)
+    lab = _like(_ROOTS_TO_LAB, rgb) @ to_roots(rgb)
+    lab[:, 0] += _LIGHTNESS_OFFSET
+    return lab
 
 
 def from_lab(lab: Tensor) -> Tensor:
     """RGB in 0..1 of CIELAB [N, 3, P]; what lies outside the range is cut."""
-    lightness, a, b = lab.unbind(1)
-    y = (lightness + 16) / 116
-    curved = torch.stack([a / 500 + y, y, y - b / 200], dim=1)
-    xyz = torch.where(curved > _LINEAR_XYZ ** (1 / 3), curved.square() * curved, (curved - 16 / 116) / 7.787)
-    light = _mix(torch.linalg.inv(_matrix(lab)) * _white(lab), xyz)
+    offset = _like((_LIGHTNESS_OFFSET, 0.0, 0.0), lab)[:, None]
+    return from_roots(torch.linalg.inv(_like(_ROOTS_TO_LAB, lab)) @ (lab - offset))
+
+
+def to_roots(rgb: Tensor) -> Tensor:
+    """Cube roots of XYZ relative to white [N, 3, P], straight near black, of RGB in 0..1."""
+    curved = torch.add(rgb, 0.055).log_().mul_(2.4).exp_()
+    # The power's constant factor is the matrix's, so the straight part is divided by it.
+    light = torch.where(rgb > _LINEAR_RGB, curved, rgb * (_POWER_SCALE / 12.92))
+    xyz = (_like(_TO_XYZ, rgb) / _like(_WHITE, rgb)[:, None] / _POWER_SCALE) @ light
+    root = xyz.clamp(min=_LINEAR_XYZ).log_().mul_(1 / 3).exp_()
+    return torch.where(xyz > _LINEAR_XYZ, root, xyz.mul_(7.787).add_(16 / 116))
+
+
+def from_roots(roots: Tensor) -> Tensor:
+    """RGB in 0..1 of such cube roots; what lies outside the range is cut."""
+    straight = roots > _LINEAR_XYZ ** (1 / 3)
+    xyz = torch.where(straight, roots.square().mul_(roots), roots.sub(16 / 116).mul_(1 / 7.787))
+    light = torch.linalg.inv(_like(_TO_XYZ, roots)) * _like(_WHITE, roots) @ xyz
     bent = light.clamp(min=_LINEAR_LIGHT).log_().mul_(1 / 2.4).exp_().mul_(1.055).sub_(0.055)
-    return torch.where(light > _LINEAR_LIGHT, bent, 12.92 * light).clamp_(0, 1)
+    return torch.where(light > _LINEAR_LIGHT, bent, light.mul_(12.92)).clamp_(0, 1)
+
+
+def shift_of_roots(source: Fit, target: Fit) -> tuple[Tensor, Tensor]:
+    """The matrix [N, 3, 3] and offset [N, 3, 1] on roots that give CIELAB the target's mean and spread."""
+    mean, spread = source.values.unbind(1)
+    target_mean, target_spread = target.values.unbind(1)
+    ratio = target_spread / spread
+    to_lab_matrix = _like(_ROOTS_TO_LAB, mean)
+    back = torch.linalg.inv(to_lab_matrix)
+    offset = _like((_LIGHTNESS_OFFSET, 0.0, 0.0), mean)
+    matrix = back @ (ratio[:, :, None] * to_lab_matrix)
+    moved = target_mean - mean * ratio + (ratio - 1) * offset
+    return matrix, (moved @ back.T)[:, :, None]
 
 
 def fit_reinhard(lab: Tensor, stained: Tensor) -> Fit:
@@ -62,13 +94,5 @@ def fit_reinhard(lab: Tensor, stained: Tensor) -> Fit:
     return Fit(torch.where((outcome == 0)[:, None, None], values, torch.ones_like(values)), outcome)
 
 
-def _mix(matrix: Tensor, planes: Tensor) -> Tensor:
-    return torch.matmul(matrix, planes)
-
-
-def _matrix(like: Tensor) -> Tensor:
-    return torch.tensor(_TO_XYZ, dtype=like.dtype, device=like.device)
-
-
-def _white(like: Tensor) -> Tensor:
-    return torch.tensor(_WHITE, dtype=like.dtype, device=like.device)
+def _like(values: tuple[Any, ...], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device)

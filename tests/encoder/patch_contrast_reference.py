@@ -71,7 +71,7 @@ def pixel_loss(patches: list[list[Array]], positive: list[list[bool]], anchors: 
         part = 0.0
         for uniform in anchors[c]:
             anchor = alike[int(uniform * len(alike))]
-            for other in ([unlike, others] if others else [unlike]):
+            for other in [unlike, others] if others else [unlike]:
                 repulsion = math.log(sum(math.exp(similarity(anchor, patch)) for patch in other))
                 for patch in alike:
                     part += -similarity(anchor, patch) + repulsion
@@ -79,7 +79,9 @@ def pixel_loss(patches: list[list[Array]], positive: list[list[bool]], anchors: 
     return total
 
 
-def mean_loss(maps: Array, amounts: Array, numbers: list[list[list[int]]], side: int, stride: int, other: float) -> float:
+def mean_loss(
+    maps: Array, amounts: Array, numbers: list[list[list[int]]], side: int, stride: int, other: float
+) -> float:
     """The contrast of means, window by window; `amounts` is [B, H, W]."""
     held: list[list[tuple[float, float, float]]] = [[] for _ in maps[0]]
     for b, picture in enumerate(maps):

@@ -1,7 +1,7 @@
 """What two processes find when they try what they share; `torchrun` starts this file for test_processes.py.
 
-`process_job.py FOLDER` wants `tiles/`, `contrastive.yaml` and `sgcl.yaml` in the folder. Each process leaves its
-figures there as `report-RANK.json`; nothing is judged here.
+`process_job.py FOLDER` wants `tiles/`, `contrastive.yaml` and `sgcl.yaml` in the folder; of other configs there it
+compares single steps. Each process leaves its figures there as `report-RANK.json`; nothing is judged here.
 """
 
 from __future__ import annotations
@@ -260,7 +260,10 @@ def main(folder: Path) -> None:
         # as many in each process.
         options = {"shared_negatives": "false", "ranked_tiles": 100, "clusterings": 6, "semantic_nearest": 1}
         other = load_config(folder / "sgcl.yaml", [f"method.{name}={value}" for name, value in options.items()])
-        for name, config in {**configs, "sgcl-other": other}.items():
+        single = {
+            path.stem: load_config(path) for path in folder.glob("*.yaml") if path.stem not in {*configs, "sgcl-other"}
+        }
+        for name, config in {**configs, "sgcl-other": other, **dict(sorted(single.items()))}.items():
             report[f"steps {name}"] = compared(config, source, processes)
         report["clusters"] = clusters(configs["sgcl"], source, processes)
         faulty = load_config(folder / "sgcl.yaml", ["method.faults.unshared_clusters=true"])

@@ -21,7 +21,7 @@ def seen(picture: Picture, count: int | None) -> Picture:
     """The pixels on a regular lattice that are looked at where `count` stained ones are enough."""
     if count is None:
         return picture
-    stride = max(1, int(np.sqrt(picture.shape[0] * picture.shape[1] // (8 * count))))
+    stride = max(1, int(np.sqrt(picture.shape[0] * picture.shape[1] // (4 * count))))
     return picture[stride // 2 :: stride, stride // 2 :: stride]
 
 

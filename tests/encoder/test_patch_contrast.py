@@ -220,7 +220,7 @@ def test_an_encoder_that_does_not_segment_is_refused() -> None:
 def test_a_field_of_another_scale_is_refused(tmp_path: Path) -> None:
     settings = config(method={"least_coverage": 0.0, "most_coverage": 1.0})
     train(settings, NucleiTiles(12, 48), tmp_path / "run", SilentReporter(), "cpu")
-    with pytest.raises(UsageError, match="2.5 um/px"):
+    with pytest.raises(UsageError, match=r"2\.5 um/px"):
         segment_field(load_encoder(str(tmp_path / "run"), "cpu"), nuclei_picture(0)[0], 2.5)
 
 

@@ -49,6 +49,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "contrastive": {"temperature": 0.5},
     "sgcl": {"corner_px": 20, "ramp_epochs": 2},
 }
+WINDOWS = {"side_px": 16, "stride_px": 8, "draws": 6}
+# Of these only single steps are compared. Noise is each process's own.
+COMPARED: dict[str, dict[str, Any]] = {
+    "stain_invariant": {"name": "stain_invariant", "network": NETWORK, "latent_dim": 16, "noise": 0.0},
+    "patch_contrast": {"name": "patch_contrast", "window": WINDOWS},
+    "patch_contrast-pixels": {"name": "patch_contrast", "window": WINDOWS, "contrast": {"kind": "pixels"}},
+}
 
 
 class Tiles:
@@ -244,6 +251,8 @@ class Workplace:
             named = {"name": method, "hidden_dim": 32, "projection_dim": 16, "network": NETWORK, **options}
             values = CONFIG | {"max_steps": STEPS[method], "method": named}
             (folder / f"{method}.yaml").write_text(yaml.safe_dump(values))
+        for name, options in COMPARED.items():
+            (folder / f"{name}.yaml").write_text(yaml.safe_dump(CONFIG | {"max_steps": 16, "method": options}))
 
     def arguments(self, method: str, run: Path) -> list[str]:
         """Of `python -m encoder`."""
@@ -446,7 +455,7 @@ def test_a_shared_normalisation_is_that_of_the_joined_batch(place: Workplace, ki
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("method", ["contrastive", "sgcl", "sgcl-other"])
+@pytest.mark.parametrize("method", ["contrastive", "sgcl", "sgcl-other", *COMPARED])
 def test_every_gradient_and_every_bank_is_that_of_one_process(place: Workplace, method: str) -> None:
     for report in place.job:
         gaps = report[f"steps {method}"]["apart"]

@@ -13,8 +13,8 @@ from PIL import Image
 from encoder.stain.density import quantiles, to_density
 from encoder.stain.fits import Fit, Outcome
 from encoder.stain.macenko import unmixing
-from encoder.stain.normalise import STAIN_METHODS, StainMethod, fit_stains, lab_shift, normalise, restain
-from encoder.stain.reinhard import fit_reinhard, from_lab, to_lab
+from encoder.stain.normalise import STAIN_METHODS, StainMethod, fit_stains, normalise, restain
+from encoder.stain.reinhard import fit_reinhard, from_lab, from_roots, shift_of_roots, to_lab, to_roots
 from encoder.stain.vahadane import sparse_amounts
 from tests.encoder import stain_reference as plain
 
@@ -90,6 +90,18 @@ def test_a_batch_is_its_tiles_one_by_one(method: StainMethod) -> None:
     for i in range(len(batch)):
         alone, _ = normalise(method, batch[i : i + 1], aim)
         torch.testing.assert_close(together[i : i + 1], alone, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("method", STAIN_METHODS)
+def test_bytes_are_the_same_rounded_to_grey_levels(method: StainMethod) -> None:
+    pictures = np.stack([*(stained_picture(seed) for seed in range(6)), np.full((40, 40, 3), 250, np.uint8)])
+    tiles = torch.from_numpy(pictures).permute(0, 3, 1, 2)
+    aim = fit_stains(method, planes(stained_picture(20)))
+    wide, outcome = normalise(method, tiles.float() / 255, aim)
+    narrow, same = normalise(method, tiles, aim)
+    assert narrow.dtype == torch.uint8
+    assert torch.equal(outcome, same) and torch.equal(narrow[-1], tiles[-1])
+    assert (narrow.float() - wide * 255).abs().max() <= 0.501
 
 
 @pytest.mark.parametrize("method", STAIN_METHODS)
@@ -182,6 +194,14 @@ def test_a_target_that_cannot_be_fitted_changes_nothing(method: StainMethod) -> 
     out, outcome = normalise(method, batch, white)
     assert torch.equal(out, batch)
     assert outcome.tolist() == [Outcome.NO_TARGET, Outcome.LITTLE_TISSUE]
+
+
+def test_cielab_is_the_reference_and_turns_back() -> None:
+    rgb = torch.rand(2, 3, 500, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rgb[:, :, :50] *= 0.03  # the straight parts near black
+    got = to_lab(rgb)
+    np.testing.assert_allclose(got[1].T.numpy(), plain.lab(rgb[1].T.numpy()), atol=1e-9)
+    torch.testing.assert_close(from_lab(got), rgb, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("method", STAIN_METHODS)
@@ -280,8 +300,8 @@ def test_reinhard_is_torchstains(shared_data: Path) -> None:
     for name, picture in pictures:
         rgb = planes(picture)
         # It counts glass as well and changes all pixels alike, which is what these two steps do by themselves.
-        shift, ratio = lab_shift(_whole(rgb), aim)
-        moved = from_lab(shift + ratio * to_lab(rgb.flatten(2))).view_as(rgb)
+        matrix, offset = shift_of_roots(_whole(rgb), aim)
+        moved = from_roots(matrix @ to_roots(rgb.flatten(2)) + offset).view_as(rgb)
         assert np.abs(grey(moved) - other.normalize(picture)).max() < 1.5, name
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,9 +48,14 @@ class PatchContrast:
         if not isinstance(options, PatchContrastOptions):
             raise TypeError(f"options of {options.name} given to patch_contrast")
         self._options = options
+        self._arguments: dict[str, Any] = {
+            "classes": options.classes,
+            "width": options.width,
+            "field_threshold": options.field_threshold,
+        }
         self._crop_px = options.crop_px or config.tile_px
         _check_sides(self._crop_px, config.tile_px, options.window.side_px)
-        self._descriptor = ConfidenceDescriptor(options.classes, options.width)
+        self._descriptor = ConfidenceDescriptor(**self._arguments)
         self._plateau = Plateau(options.stop)
         self.module = nn.ModuleDict({"descriptor": self._descriptor, "plateau": self._plateau})
         self._mean, self._std = torch.tensor(config.mean), torch.tensor(config.std)
@@ -120,8 +126,7 @@ class PatchContrast:
 
     def kept(self) -> KeptNetwork:
         """The network, with a descriptor of what it finds as the embedding."""
-        arguments = {"classes": self._options.classes, "width": self._options.width}
-        architecture = {"kind": "confidence", "arguments": arguments}
+        architecture = {"kind": "confidence", "arguments": self._arguments}
         return KeptNetwork(self._descriptor, architecture, "descriptor of a segmenter, made by hand")
 
     def _crop(self, batch: Batch) -> Tensor:
@@ -160,7 +165,7 @@ class PatchContrast:
     def _mean_loss(
         self, batch: Batch, maps: Tensor, rgb: Tensor, windows: Windows, contrast: MeanContrastOptions
     ) -> dict[str, Tensor]:
-        fit = fit_stains("macenko", batch.tiles.permute(0, 3, 1, 2).float().div_(255))
+        fit = fit_stains("macenko", batch.tiles.permute(0, 3, 1, 2))
         density = _blurred(haematoxylin(rgb, fit), contrast.blur_px)
         held = held_by_windows(maps, density, windows, self._options.window)
         gather = batch.processes.gather

@@ -83,6 +83,7 @@ class PatchContrastOptions(MethodOptions):
         window: which windows are compared.
         contrast: how.
         least_coverage, most_coverage: share of the tissue that nuclei may cover; a map outside is not chosen.
+        field_threshold: segment each field at the confidence that separates its haematoxylin best; else at one half.
         stop: when to end before the last step.
     """
 
@@ -94,4 +95,5 @@ class PatchContrastOptions(MethodOptions):
     contrast: PixelContrastOptions | MeanContrastOptions = Field(default=MeanContrastOptions(), discriminator="kind")
     least_coverage: float = Field(default=0.03, ge=0, lt=1)
     most_coverage: float = Field(default=0.45, gt=0, le=1)
+    field_threshold: bool = True
     stop: StopOptions = StopOptions()
