@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from encoder.embed import TileEncoder
 from encoder.errors import EncoderError, UsageError
 from encoder.instances import clean_mask, split_instances
-from encoder.methods.patch_contrast.choice import haematoxylin
 from encoder.nets.confidence import ConfidenceDescriptor
+from encoder.stain.haematoxylin import haematoxylin
 from encoder.stain.normalise import fit_stains
 
 # Maps of all pixels at once: eight channels of a larger field would not fit a small machine.

@@ -16,8 +16,8 @@ from PIL import Image
 from encoder.embed import TileEncoder
 from encoder.errors import HistoSeekError
 from encoder.instances import Agreement, agreement, dice
-from encoder.methods.patch_contrast.choice import haematoxylin
 from encoder.segment import Nuclei, classical_nuclei, segment_field
+from encoder.stain.haematoxylin import haematoxylin
 from encoder.stain.normalise import fit_stains
 from query.fields import Field, read_drawn
 from query.output_path import whole_folder

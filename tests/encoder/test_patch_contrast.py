@@ -12,7 +12,7 @@ import torch
 from encoder.config import TrainConfig
 from encoder.errors import ConfigError, EncoderError, UsageError
 from encoder.methods.catalogue import build_method
-from encoder.methods.patch_contrast.choice import MapTally, haematoxylin
+from encoder.methods.patch_contrast.choice import MapTally
 from encoder.methods.patch_contrast.means import held_by_windows, mean_contrast
 from encoder.methods.patch_contrast.options import StopOptions, WindowOptions
 from encoder.methods.patch_contrast.pixels import pixel_contrast
@@ -23,7 +23,8 @@ from encoder.nets.confidence import ConfidenceDescriptor, ConfidenceNet
 from encoder.processes import ALONE
 from encoder.progress import SilentReporter
 from encoder.registry import load_encoder
-from encoder.segment import classical_nuclei, segment_field
+from encoder.segment import _field_threshold, classical_nuclei, segment_field
+from encoder.stain.haematoxylin import haematoxylin
 from encoder.stain.normalise import fit_stains
 from encoder.train import train
 from tests.encoder import patch_contrast_reference as plain
@@ -289,3 +290,25 @@ def test_otsu_finds_clean_nuclei() -> None:
     picture, mask = nuclei_picture(4, side=160)
     found = classical_nuclei(picture, 0.5)
     assert 2 * (found.mask & mask).sum() / (found.mask.sum() + mask.sum()) > 0.85
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_fields_threshold_separates_its_haematoxylin_best(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    amount = rng.gamma(2, 0.2, (40, 40)).astype(np.float32)
+    confidence = (1 / (1 + np.exp(-(6 * amount - 3 + rng.normal(0, 1, amount.shape))))).astype(np.float32)
+    best, lowest = 0.5, -1.0
+    for threshold in 1 / (1 + np.exp(-np.linspace(-1.4, 4.0, 55))):
+        above = confidence >= threshold
+        share = above.mean()
+        if 0 < share < 1:
+            between = share * (1 - share) * max(0.0, amount[above].mean() - amount[~above].mean()) ** 2
+            if between > lowest:
+                best, lowest = threshold, between
+    assert _field_threshold(confidence, amount) == pytest.approx(best)
+
+
+def test_a_field_without_confidence_has_no_nuclei() -> None:
+    amount = np.random.default_rng(0).gamma(2, 0.2, (20, 20)).astype(np.float32)
+    low = np.full((20, 20), 0.1, np.float32) + 0.05 * (amount > 0.4)
+    assert not (low > _field_threshold(low, amount)).any()

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from encoder.nets.confidence import NO_CHANNEL
-from encoder.stain.density import GLASS_DENSITY, he_basis, to_density
-from encoder.stain.fits import Fit
-from encoder.stain.macenko import unmixing
+from encoder.stain.density import GLASS_DENSITY, to_density
+from encoder.stain.haematoxylin import haematoxylin
 from encoder.stain.normalise import fit_stains
 
 
@@ -68,17 +67,3 @@ class MapTally:
         variance = max(squares / pixels - (amount / pixels) ** 2, 1e-12)
         separation = share * (1 - share) * (inside - beside) ** 2 / variance
         return Choice(channel, coverage.float(), mean.float(), separation)
-
-
-def haematoxylin(rgb: Tensor, fit: Fit) -> Tensor:
-    """Amount of haematoxylin [N, 1, H, W], about 1 in the darkest nuclei, not below 0.
-
-    Args:
-        rgb: RGB in 0..1, [N, 3, H, W].
-        fit: Macenko's of the tiles that they are cut from; where there is none, the basis of Ruifrok and
-            Johnston stands in.
-    """
-    amounts = unmixing(fit.values[:, :2])[:, 0] / fit.values[:, 2, :1].clamp(min=1e-3)
-    standard = torch.linalg.inv(he_basis())[:, 0].to(rgb.device)
-    unmix = torch.where(fit.usable[:, None], amounts, standard)
-    return torch.einsum("nchw,nc->nhw", to_density(rgb), unmix).clamp(min=0)[:, None]

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from encoder.config import TrainConfig
 from encoder.embed import TileEncoder
 from encoder.errors import ConfigError
-from encoder.methods.patch_contrast.choice import MapTally, haematoxylin
+from encoder.methods.patch_contrast.choice import MapTally
 from encoder.methods.patch_contrast.means import Held, held_by_windows, mean_contrast
 from encoder.methods.patch_contrast.options import MeanContrastOptions, PatchContrastOptions, PixelContrastOptions
 from encoder.methods.patch_contrast.pixels import pixel_contrast
@@ -23,6 +23,7 @@ from encoder.methods.patch_contrast.windows import Windows, cut_windows, draw_wi
 from encoder.methods.protocol import Batch, KeptNetwork
 from encoder.nets.confidence import ConfidenceDescriptor
 from encoder.processes import Processes
+from encoder.stain.haematoxylin import haematoxylin
 from encoder.stain.normalise import fit_stains
 from encoder.tiles import TileSource
 
