@@ -87,8 +87,7 @@ def segment_field(encoder: TileEncoder, picture: NDArray[np.uint8], mpp: float) 
         scaled = F.interpolate(scaled, size=size, mode="bilinear", antialias=True)
     pixels = scaled.round().clamp(0, 255).to(torch.uint8)[0].permute(1, 2, 0).numpy()
     with torch.inference_mode():
-        maps = network.confidences(encoder.prepare_field(pixels))
-        chosen = maps[:, int(network.nucleus_channel)][:, None].float()
+        chosen = network.nuclei(encoder.prepare_field(pixels))[:, None].float()
         confidence = F.interpolate(chosen, size=(height, width), mode="bilinear")[0, 0].cpu().numpy()
     threshold = _field_threshold(confidence, _haematoxylin(picture, mpp)) if network.field_threshold else 0.5
     mask = confidence > threshold

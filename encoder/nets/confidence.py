@@ -53,7 +53,8 @@ class ConfidenceDescriptor(nn.Module):
             or at one half.
 
     Attributes:
-        nucleus_channel: which map is that of nuclei, or -1.
+        nucleus_channel: which map is that of nuclei, or -1; from `classes` on, what the map with that many less
+            leaves out.
     """
 
     nucleus_channel: Tensor
@@ -78,6 +79,12 @@ class ConfidenceDescriptor(nn.Module):
         """Confidences [N, classes, H, W] of normalised tiles [N, 3, H, W]."""
         confidences: Tensor = self.net(tiles)
         return confidences
+
+    def nuclei(self, tiles: Tensor) -> Tensor:
+        """Confidence [N, H, W] that a pixel of normalised tiles [N, 3, H, W] lies in a nucleus."""
+        maps = self.confidences(tiles)
+        channel = int(self.nucleus_channel)
+        return maps[:, channel] if channel < maps.shape[1] else 1 - maps[:, channel - maps.shape[1]]
 
 
 def _block(before: int, width: int, dilation: int) -> nn.Sequential:

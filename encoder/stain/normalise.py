@@ -97,7 +97,8 @@ class _Change:
     def __init__(self, method: StainMethod, source: Fit, target: Fit, outcome: Tensor) -> None:
         self._method = method
         self._kept = (outcome != Outcome.NORMALISED)[:, None, None]
-        self._any_kept = bool(self._kept.any())
+        # Asking costs less than the pass it may save, but not where the host would wait for a GPU.
+        self._any_kept = outcome.device.type != "cpu" or bool(self._kept.any())
         if method == "reinhard":
             self._matrix, self._offset = shift_of_roots(source, target)
             return

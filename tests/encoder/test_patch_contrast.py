@@ -186,6 +186,21 @@ def test_nuclei_are_the_map_over_the_most_haematoxylin_of_plausible_size() -> No
     assert choice.haematoxylin[2] > choice.haematoxylin[0]
     assert 0.5 < choice.separation <= 1
     assert tally.choose(0.5, 0.6).channel == -1
+    turned = MapTally(2)
+    turned.add(torch.stack([torch.zeros_like(truth), 1 - truth])[None], rgb)
+    inverse = turned.choose(0.02, 0.45)
+    assert inverse.channel == 3
+    assert inverse.separation == pytest.approx(choice.separation)
+
+
+def test_what_a_map_leaves_out_may_be_the_nuclei() -> None:
+    torch.manual_seed(0)
+    network = ConfidenceDescriptor(3).eval()
+    tiles = torch.rand(2, 3, 20, 24)
+    maps = network.confidences(tiles)
+    for channel, expected in ((1, maps[:, 1]), (4, 1 - maps[:, 1])):
+        network.nucleus_channel.fill_(channel)
+        torch.testing.assert_close(network.nuclei(tiles), expected)
 
 
 @pytest.mark.parametrize("kind", ["means", "pixels"])

@@ -18,9 +18,10 @@ class Choice:
     """What the maps cover.
 
     Attributes:
-        channel: of nuclei; -1 where no map qualifies, a collapse.
-        coverage: share of the tissue that each map covers, float32 [C].
-        haematoxylin: mean amount under each map, float32 [C].
+        channel: of nuclei, or C more than that of a map that holds all but them, as nothing tells a map which
+            side to hold; -1 where none qualifies, a collapse.
+        coverage: share of the tissue that each map covers, then of what it leaves out, float32 [2C].
+        haematoxylin: mean amount in the same, float32 [2C].
         separation: share of haematoxylin's variance over the tissue that lies between what the chosen map
             covers and the rest, 0..1 (Otsu's measure); 0 without a choice.
     """
@@ -55,7 +56,8 @@ class MapTally:
     def choose(self, least_coverage: float, most_coverage: float) -> Choice:
         """The map with the highest mean amount of haematoxylin among those whose coverage is in the range."""
         pixels, amount, squares = (max(float(value), 1e-9) for value in self._tissue)
-        counted, under = self._under
+        counted = torch.cat([self._under[0], self._tissue[0] - self._under[0]])
+        under = torch.cat([self._under[1], self._tissue[1] - self._under[1]])
         coverage = counted / pixels
         mean = under / counted.clamp(min=1)
         fits = (coverage >= least_coverage) & (coverage <= most_coverage)
