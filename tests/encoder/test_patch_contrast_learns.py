@@ -21,7 +21,7 @@ from encoder.segment import segment_field
 from encoder.train import train
 from tests.encoder.nuclei_pictures import NucleiTiles, nuclei_picture
 
-SEEDS, STEPS = 5, 60
+SEEDS, STEPS = 5, 40
 PX = 128
 
 
