@@ -89,21 +89,12 @@ def segment_field(encoder: TileEncoder, picture: NDArray[np.uint8], mpp: float) 
     with torch.inference_mode():
         chosen = network.nuclei(encoder.prepare_field(pixels))[:, None].float()
         confidence = F.interpolate(chosen, size=(height, width), mode="bilinear")[0, 0].cpu().numpy()
-    threshold = _field_threshold(confidence, _haematoxylin(picture, mpp)) if network.field_threshold else 0.5
+    threshold = _field_threshold(confidence, blurred_haematoxylin(picture, mpp)) if network.field_threshold else 0.5
     mask = confidence > threshold
     return Nuclei(split_instances(clean_mask(mask, mpp), mpp), mask, mpp)
 
 
-def classical_nuclei(picture: NDArray[np.uint8], mpp: float) -> Nuclei:
-    """Nuclei by Otsu's threshold (1979) on the blurred haematoxylin channel, cleaned in the same way."""
-    from skimage.filters import threshold_otsu
-
-    smooth = _haematoxylin(picture, mpp)
-    mask = smooth > threshold_otsu(smooth) if smooth.max() > smooth.min() else np.zeros(smooth.shape, bool)
-    return Nuclei(split_instances(clean_mask(mask, mpp), mpp), mask, mpp)
-
-
-def _haematoxylin(picture: NDArray[np.uint8], mpp: float) -> NDArray[np.float32]:
+def blurred_haematoxylin(picture: NDArray[np.uint8], mpp: float) -> NDArray[np.float32]:
     """Amount of haematoxylin in every pixel, blurred, float32 [H, W]."""
     from scipy import ndimage
 
@@ -111,6 +102,15 @@ def _haematoxylin(picture: NDArray[np.uint8], mpp: float) -> NDArray[np.float32]
     amount = haematoxylin(rgb, fit_stains("macenko", rgb))[0, 0].numpy()
     smooth: NDArray[np.float32] = ndimage.gaussian_filter(amount, _BLUR_UM / mpp)
     return smooth
+
+
+def classical_nuclei(picture: NDArray[np.uint8], mpp: float) -> Nuclei:
+    """Nuclei by Otsu's threshold (1979) on the blurred haematoxylin channel, cleaned in the same way."""
+    from skimage.filters import threshold_otsu
+
+    smooth = blurred_haematoxylin(picture, mpp)
+    mask = smooth > threshold_otsu(smooth) if smooth.max() > smooth.min() else np.zeros(smooth.shape, bool)
+    return Nuclei(split_instances(clean_mask(mask, mpp), mpp), mask, mpp)
 
 
 def _field_threshold(confidence: NDArray[np.float32], amount: NDArray[np.float32]) -> float:
