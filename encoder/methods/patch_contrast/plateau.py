@@ -27,7 +27,7 @@ class Plateau(nn.Module):
         super().__init__()
         self._options = options
         self.register_buffer("sums", torch.zeros(2))
-        self.register_buffer("history", torch.full((options.epochs + 1,), torch.nan))
+        self.register_buffer("history", torch.zeros(options.epochs + 1))
         self.register_buffer("epochs", torch.zeros(1, dtype=torch.int64))
         self.reached = False
 
