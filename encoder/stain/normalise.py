@@ -24,7 +24,7 @@ _LATTICE = 4
 # Densities over which Reinhard's change fades in, so that no edge shows where tissue meets glass.
 _FADE = (GLASS_DENSITY - 0.05, GLASS_DENSITY + 0.05)
 # Few enough tiles for the many passes over them to stay in the processor's cache.
-_CPU_CHUNK = 4
+_CPU_CHUNK = 2
 
 
 def normalise(
