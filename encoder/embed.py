@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from encoder.channel_scale import ChannelScale
 from encoder.contract import EncoderSpec, NonFiniteVectorsError, Precision
 from encoder.device import arithmetic, autocast, choose_device
 from encoder.errors import EncoderError
@@ -110,10 +111,7 @@ class TileEncoder:
         planes = torch.from_numpy(np.array(picture)).to(self.device).permute(2, 0, 1)[None].float().div_(255)
         if self._normaliser is not None:
             planes, _ = self._normaliser(planes)
-        mean, std = (
-            torch.tensor(values, device=self.device).view(1, 3, 1, 1) for values in (self.spec.mean, self.spec.std)
-        )
-        return (planes - mean) / std
+        return ChannelScale(self.spec.mean, self.spec.std)(planes)
 
     @torch.inference_mode()
     def _embed_chunk(self, tiles: NDArray[np.uint8], precision: Precision) -> tuple[NDArray[np.float32], Tensor | None]:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from encoder.architectures import vector_length
 from encoder.augment import AugmentConfig, draw_parameters, make_views
+from encoder.channel_scale import ChannelScale
 from encoder.config import TrainConfig
 from encoder.embed import TileEncoder
 from encoder.methods.backbone import NetworkOptions, build_backbone, check_view, kept_backbone
@@ -72,7 +73,7 @@ class Contrastive:
         )
         self.module = nn.ModuleDict({"backbone": backbone, "head": head})
         self._channels_last = config.channels_last
-        self._mean, self._std = torch.tensor(config.mean), torch.tensor(config.std)
+        self._scale = ChannelScale(config.mean, config.std)
 
     def phases(self) -> Mapping[str, nn.Module]:
         """One phase: backbone and projection together."""
@@ -117,4 +118,4 @@ class Contrastive:
         device = batch.tiles.device
         parameters = draw_parameters(self._options.augment, batch.total, batch.generator).rows(batch.share)
         views = make_views(batch.tiles, parameters.to(device), self._view_px)
-        return (views - self._mean.to(device).view(1, 3, 1, 1)) / self._std.to(device).view(1, 3, 1, 1)
+        return self._scale(views)

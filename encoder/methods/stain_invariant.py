@@ -5,17 +5,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from encoder.architectures import NARROW_RESNET, vector_length
 from encoder.augment import AugmentConfig, ViewParameters, draw_parameters, make_views
+from encoder.channel_scale import ChannelScale
 from encoder.config import TrainConfig
 from encoder.embed import TileEncoder
 from encoder.errors import UsageError
@@ -69,6 +70,12 @@ class StainInvariantOptions(MethodOptions):
     label_weight: float = Field(default=0.0, ge=0, le=1)
     classifier_dims: tuple[int, ...] = (256, 512)
 
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_area > self.max_area:
+            raise ValueError("min_area is above max_area")
+        return self
+
 
 class StainInvariant:
     """Compares every tile with itself in the stains of one tile of the batch, drawn anew in each step.
@@ -107,7 +114,7 @@ class StainInvariant:
             self._labels, classes = _label_codes(source)
             self.module["classifier"] = _layers([options.latent_dim, *options.classifier_dims], classes)
         self._channels_last = config.channels_last
-        self._mean, self._std = torch.tensor(config.mean), torch.tensor(config.std)
+        self._scale = ChannelScale(config.mean, config.std)
 
     def phases(self) -> Mapping[str, nn.Module]:
         """One phase: backbone, latent vectors and classifier together."""
@@ -195,7 +202,7 @@ class StainInvariant:
             noise = torch.randn(views.shape, generator=generator, device=device)
             strength = self._options.noise * noisy[batch.share].to(device).view(-1, 1, 1, 1)
             views = torch.addcmul(views, noise, strength).clamp_(0, 1)
-        return (views - self._mean.to(device).view(1, 3, 1, 1)) / self._std.to(device).view(1, 3, 1, 1)
+        return self._scale(views)
 
     def _label_loss(self, batch: Batch, latent: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy over both views of the labelled tiles of all processes."""

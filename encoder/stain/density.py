@@ -24,9 +24,9 @@ def he_basis() -> Tensor:
     return torch.cat([stains, (residual / residual.norm())[None]]).float()
 
 
-def to_density(rgb: Tensor) -> Tensor:
-    """Optical density, natural logarithm, of RGB in 0..1; one grey level is added so that black is finite."""
-    return torch.add(rgb, 1 / 255).mul_(255 / 256).log_().neg_()
+def to_density(rgb: Tensor, white: float = 1.0) -> Tensor:
+    """Optical density, natural logarithm, of RGB in 0..white; one grey level is added so that black is finite."""
+    return torch.add(rgb, white / 255).mul_(255 / 256 / white).log_().neg_()
 
 
 def from_density(density: Tensor) -> Tensor:

@@ -54,9 +54,10 @@ def fit_stains(method: StainMethod, rgb: Tensor, sample_px: int | None = SAMPLE_
     """
     # Autocast would compute optical densities in bfloat16, whose steps are coarser than a grey level's.
     with torch.no_grad(), torch.autocast(rgb.device.type, enabled=False):
-        pixels = _in_unit_range(_lattice(rgb, sample_px).flatten(2))
+        pixels = _lattice(rgb, sample_px).flatten(2)
+        pixels = pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels
         if method == "reinhard":
-            return fit_reinhard(to_lab(pixels), _densest(pixels) > GLASS_DENSITY)
+            return fit_reinhard(to_lab(pixels), _densest(pixels, 1.0) > GLASS_DENSITY)
         fitter = fit_macenko if method == "macenko" else fit_vahadane
         return fitter(to_density(pixels), sample_px)
 
@@ -75,27 +76,32 @@ def restain(method: StainMethod, rgb: Tensor, source: Fit, target: Fit) -> tuple
     """
     with torch.no_grad(), torch.autocast(rgb.device.type, enabled=False):
         outcome = torch.where(source.usable & ~target.usable, int(Outcome.NO_TARGET), source.outcome)
-        change = _Change(method, source, target, outcome)
+        change = _Change(method, source, target, outcome, 255.0 if rgb.dtype == torch.uint8 else 1.0)
         out = torch.empty_like(rgb, memory_format=torch.contiguous_format)
         step = _CPU_CHUNK if rgb.device.type == "cpu" else max(1, len(rgb))
         for start in range(0, len(rgb), step):
             rows = slice(start, start + step)
-            pixels = _in_unit_range(rgb[rows].flatten(2))
             if rgb.dtype == torch.uint8:
                 # Floating-point tiles of the whole batch would mostly wait for memory.
-                changed = torch.empty_like(pixels)
+                pixels = rgb[rows].flatten(2)
+                changed = torch.empty_like(pixels, dtype=torch.float32)
                 change.write(pixels, rows, changed)
-                out[rows] = changed.mul_(255).round_().view_as(rgb[rows])
+                out[rows] = changed.round_().view_as(rgb[rows])
             else:
-                change.write(pixels, rows, out[rows].flatten(2))
+                change.write(rgb[rows].flatten(2), rows, out[rows].flatten(2))
         return out, outcome
 
 
 class _Change:
-    """The change of each tile, with all that can be computed from the fits alone."""
+    """The change of each tile, with all that can be computed from the fits alone.
 
-    def __init__(self, method: StainMethod, source: Fit, target: Fit, outcome: Tensor) -> None:
+    Args:
+        white: the value of full light in the pixels: 1, or 255 for grey levels.
+    """
+
+    def __init__(self, method: StainMethod, source: Fit, target: Fit, outcome: Tensor, white: float) -> None:
         self._method = method
+        self._white = white
         self._kept = (outcome != Outcome.NORMALISED)[:, None, None]
         # Asking costs less than the pass it may save, but not where the host would wait for a GPU.
         self._any_kept = outcome.device.type != "cpu" or bool(self._kept.any())
@@ -106,32 +112,34 @@ class _Change:
         self._again = _with_target(source, target)
         # Least squares, scaling and the target's stains are one matrix on optical densities.
         self._matrix = self._again @ unmixing(self._stains)
-        # Of densities that are logarithms of RGB plus a grey level, in 0..1, the constants that are left out.
-        self._offset = math.log(255 / 256) * self._matrix.sum(dim=2, keepdim=True) - math.log(255 / 256)
+        # A density is log(white * 256/255) less log(pixel + white/255): the constants, taken together.
+        self._offset = math.log(white * 256 / 255) * (1 - self._matrix.sum(dim=2, keepdim=True))
 
     def write(self, pixels: Tensor, rows: slice, out: Tensor) -> None:
-        """Change RGB [N, 3, P] of some of the tiles."""
+        """Change pixels [N, 3, P], uint8 or RGB in 0..1, of some of the tiles; `out` is floating point."""
         if self._method == "reinhard":
             self._reinhard(pixels, rows, out)
+        elif self._method == "macenko":
+            logs = torch.add(pixels, self._white / 255).log_()
+            torch.baddbmm(self._offset[rows], self._matrix[rows], logs, out=out)
+            self._to_rgb(out)
         else:
-            self._densities(pixels, rows, out)
+            amounts = sparse_amounts(self._stains[rows], to_density(pixels, self._white), AMOUNT_PENALTY)
+            brightest = out.new_tensor(math.log(self._white * 256 / 255))
+            torch.baddbmm(brightest, self._again[rows], amounts, alpha=-1, out=out)
+            self._to_rgb(out)
         if self._any_kept:
             torch.where(self._kept[rows], pixels, out, out=out)
 
     def _reinhard(self, pixels: Tensor, rows: slice, out: Tensor) -> None:
-        changed = from_roots(torch.baddbmm(self._offset[rows], self._matrix[rows], to_roots(pixels)))
+        roots = torch.baddbmm(self._offset[rows], self._matrix[rows], to_roots(pixels / self._white))
+        changed = from_roots(roots).mul_(self._white)
         low, high = _FADE
-        weight = ((_densest(pixels) - low) / (high - low)).clamp_(0, 1)[:, None]
-        torch.lerp(pixels, changed, weight, out=out)
+        weight = ((_densest(pixels, self._white) - low) / (high - low)).clamp_(0, 1)[:, None]
+        torch.lerp(pixels.to(out.dtype), changed, weight, out=out)
 
-    def _densities(self, pixels: Tensor, rows: slice, out: Tensor) -> None:
-        if self._method == "macenko":
-            logs = torch.add(pixels, 1 / 255).log_()
-            torch.baddbmm(self._offset[rows], self._matrix[rows], logs, out=out)
-        else:
-            amounts = sparse_amounts(self._stains[rows], to_density(pixels), AMOUNT_PENALTY)
-            torch.baddbmm(pixels.new_tensor(math.log(256 / 255)), self._again[rows], amounts, alpha=-1, out=out)
-        out.exp_().sub_(1 / 255).clamp_(0, 1)
+    def _to_rgb(self, logs: Tensor) -> None:
+        logs.exp_().sub_(self._white / 255).clamp_(0, self._white)
 
 
 def _with_target(source: Fit, target: Fit) -> Tensor:
@@ -140,13 +148,9 @@ def _with_target(source: Fit, target: Fit) -> Tensor:
     return (target.values[:, :2] * ratio[:, :, None]).transpose(1, 2)
 
 
-def _densest(pixels: Tensor) -> Tensor:
+def _densest(pixels: Tensor, white: float) -> Tensor:
     """Largest optical density of the channels [N, P] of RGB [N, 3, P]: also pale eosin shows in green."""
-    return to_density(pixels.amin(dim=1))
-
-
-def _in_unit_range(pixels: Tensor) -> Tensor:
-    return pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels
+    return to_density(pixels.amin(dim=1), white)
 
 
 def _lattice(rgb: Tensor, sample_px: int | None) -> Tensor:

@@ -115,12 +115,6 @@ def tally(outcomes: Tensor) -> Counter[Outcome]:
     return Counter(Outcome(code) for code in outcomes.tolist())
 
 
-def describe_left(outcomes: Mapping[Outcome, int]) -> str:
-    """How many tiles were left as they were, and why, in words; blank where none was."""
-    left = {outcome: count for outcome, count in outcomes.items() if outcome and count}
-    return ", ".join(f"{count} because {outcome.reason}" for outcome, count in sorted(left.items()))
-
-
 def _read_picture(path: Path) -> NDArray[np.uint8]:
     try:
         with Image.open(path) as picture:

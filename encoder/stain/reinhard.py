@@ -13,9 +13,11 @@ from encoder.stain.macenko import LEAST_TISSUE
 # sRGB to CIE XYZ, and the white of daylight D65 (IEC 61966-2-1).
 _TO_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
 _WHITE = (0.95047, 1.0, 1.08883)
-# Below these shares the curves of the two colour spaces are straight.
-_LINEAR_RGB, _LINEAR_LIGHT, _LINEAR_XYZ = 0.04045, 0.0031308, 0.008856
-_POWER_SCALE = 1.055**2.4
+# Below these shares the curves of the two colour spaces are straight (IEC 61966-2-1; CIE 15).
+_LINEAR_RGB, _LINEAR_LIGHT = 0.04045, 0.0031308
+_LINEAR_ROOT = 6 / 29
+_LINEAR_XYZ = _LINEAR_ROOT**3
+_ROOT_SLOPE = (29 / 6) ** 2 / 3
 # Spread of a channel, in units of CIELAB, below which it would be noise that is blown up.
 _LEAST_SPREAD = 0.5
 _DARKEST_LIGHTNESS = 10.0
@@ -40,22 +42,45 @@ def from_lab(lab: Tensor) -> Tensor:
 
 
 def to_roots(rgb: Tensor) -> Tensor:
-    """Cube roots of XYZ relative to white [N, 3, P], straight near black, of RGB in 0..1."""
-    curved = torch.add(rgb, 0.055).log_().mul_(2.4).exp_()
-    # The power's constant factor is the matrix's, so the straight part is divided by it.
-    light = torch.where(rgb > _LINEAR_RGB, curved, rgb * (_POWER_SCALE / 12.92))
-    xyz = (_like(_TO_XYZ, rgb) / _like(_WHITE, rgb)[:, None] / _POWER_SCALE) @ light
-    root = xyz.clamp(min=_LINEAR_XYZ).log_().mul_(1 / 3).exp_()
-    return torch.where(xyz > _LINEAR_XYZ, root, xyz.mul_(7.787).add_(16 / 116))
+    """Cube roots of XYZ relative to white light [N, 3, P], straight near black, of RGB in 0..1."""
+    return _root(_light_to_xyz(rgb) @ _light(rgb))
 
 
 def from_roots(roots: Tensor) -> Tensor:
     """RGB in 0..1 of such cube roots; what lies outside the range is cut."""
-    straight = roots > _LINEAR_XYZ ** (1 / 3)
-    xyz = torch.where(straight, roots.square().mul_(roots), roots.sub(16 / 116).mul_(1 / 7.787))
-    light = torch.linalg.inv(_like(_TO_XYZ, roots)) * _like(_WHITE, roots) @ xyz
-    bent = light.clamp(min=_LINEAR_LIGHT).log_().mul_(1 / 2.4).exp_().mul_(1.055).sub_(0.055)
-    return torch.where(light > _LINEAR_LIGHT, bent, light.mul_(12.92)).clamp_(0, 1)
+    return _encoded(torch.linalg.inv(_light_to_xyz(roots)) @ _cube(roots)).clamp_(0, 1)
+
+
+# Each curve is the bent part of what is above the knee plus the straight part of what is below it: choosing
+# between two results (`torch.where`) takes longer than a logarithm.
+def _light(rgb: Tensor) -> Tensor:
+    """Linear light of RGB in 0..1 (IEC 61966-2-1)."""
+    above = rgb.clamp(min=_LINEAR_RGB)
+    below = rgb - above
+    return above.add_(0.055).mul_(1 / 1.055).log_().mul_(2.4).exp_().add_(below, alpha=1 / 12.92)
+
+
+def _encoded(light: Tensor) -> Tensor:
+    """RGB, which may lie outside 0..1, of linear light."""
+    above = light.clamp(min=_LINEAR_LIGHT)
+    below = light - above
+    return above.log_().mul_(1 / 2.4).exp_().mul_(1.055).sub_(0.055).add_(below, alpha=12.92)
+
+
+def _root(xyz: Tensor) -> Tensor:
+    above = xyz.clamp(min=_LINEAR_XYZ)
+    below = xyz - above
+    return above.log_().mul_(1 / 3).exp_().add_(below, alpha=_ROOT_SLOPE)
+
+
+def _cube(roots: Tensor) -> Tensor:
+    above = roots.clamp(min=_LINEAR_ROOT)
+    below = roots - above
+    return torch.addcmul(below.mul_(1 / _ROOT_SLOPE), above * above, above)
+
+
+def _light_to_xyz(like: Tensor) -> Tensor:
+    return _like(_TO_XYZ, like) / _like(_WHITE, like)[:, None]
 
 
 def shift_of_roots(source: Fit, target: Fit) -> tuple[Tensor, Tensor]:

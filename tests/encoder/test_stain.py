@@ -200,7 +200,8 @@ def test_cielab_is_the_reference_and_turns_back() -> None:
     rgb = torch.rand(2, 3, 500, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     rgb[:, :, :50] *= 0.03  # the straight parts near black
     got = to_lab(rgb)
-    np.testing.assert_allclose(got[1].T.numpy(), plain.lab(rgb[1].T.numpy()), atol=1e-9)
+    # The standards' rounded constants leave a step at each knee, which ours has not; a grey level is about 0.4.
+    np.testing.assert_allclose(got[1].T.numpy(), plain.lab(rgb[1].T.numpy()), atol=5e-4)
     torch.testing.assert_close(from_lab(got), rgb, atol=1e-5, rtol=0)
 
 

@@ -14,7 +14,7 @@ from encoder.errors import UsageError
 from encoder.methods.catalogue import build_method
 from encoder.methods.nt_xent import nt_xent
 from encoder.methods.protocol import Batch
-from encoder.methods.stain_invariant import StainInvariant
+from encoder.methods.stain_invariant import StainInvariant, StainInvariantOptions
 from encoder.nets.narrow_resnet import NarrowResnet
 from encoder.stain.normalise import fit_stains, restain
 from tests.encoder.nuclei_pictures import NucleiTiles
@@ -159,6 +159,11 @@ def test_joint_training_adds_the_cross_entropy_of_labelled_tiles() -> None:
 def test_joint_training_needs_two_classes(source: NucleiTiles) -> None:
     with pytest.raises(UsageError, match="label_weight"):
         build(source, label_weight=0.5)
+
+
+def test_crops_of_no_possible_size_are_refused() -> None:
+    with pytest.raises(ValueError, match="min_area is above max_area"):
+        StainInvariantOptions(min_area=0.5, max_area=0.4)
 
 
 def test_any_timm_network_may_take_the_place_of_the_narrow_one() -> None:

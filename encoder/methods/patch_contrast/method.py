@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from encoder.channel_scale import ChannelScale
 from encoder.config import TrainConfig
 from encoder.embed import TileEncoder
 from encoder.errors import ConfigError
@@ -59,7 +60,7 @@ class PatchContrast:
         self._descriptor = ConfidenceDescriptor(**self._arguments)
         self._plateau = Plateau(options.stop)
         self.module = nn.ModuleDict({"descriptor": self._descriptor, "plateau": self._plateau})
-        self._mean, self._std = torch.tensor(config.mean), torch.tensor(config.std)
+        self._scale = ChannelScale(config.mean, config.std)
         self._settled = {
             "parameters": float(sum(p.numel() for p in self._descriptor.net.parameters())),
             "windows_per_crop": float(grid_size(self._crop_px, self._crop_px, options.window)),
@@ -86,8 +87,7 @@ class PatchContrast:
         options = self._options
         rgb = self._crop(batch)
         device = rgb.device
-        normalised = (rgb - self._mean.to(device).view(1, 3, 1, 1)) / self._std.to(device).view(1, 3, 1, 1)
-        confidence = self._descriptor.net(normalised)
+        confidence = self._descriptor.net(self._scale(rgb))
         with torch.autocast(device.type, enabled=False):
             maps = confidence.float()
             windows = self._draw(batch, maps)
@@ -108,13 +108,11 @@ class PatchContrast:
         network = encoder.module
         assert isinstance(network, ConfidenceDescriptor)
         tally = MapTally(self._options.classes)
-        device = encoder.device
-        mean, std = self._mean.to(device).view(1, 3, 1, 1), self._std.to(device).view(1, 3, 1, 1)
         with torch.inference_mode():
             # A few at a time: maps of all pixels take much more memory than a vector.
             for start in range(0, len(tiles), 4):
                 for planes in encoder.prepared(tiles[start : start + 4]):
-                    tally.add(network.confidences(planes).float(), (planes * std + mean).clamp(0, 1))
+                    tally.add(network.confidences(planes).float(), self._scale.undo(planes))
         choice = tally.choose(self._options.least_coverage, self._options.most_coverage)
         network.nucleus_channel.fill_(choice.channel)
         covered = float(choice.coverage[choice.channel]) if choice.channel >= 0 else 0.0

@@ -33,7 +33,8 @@ class Plateau(nn.Module):
 
     def note(self, gap: Tensor, counted: Tensor) -> None:
         """Add a step's gap, where the step counts."""
-        self.sums += torch.stack([gap * counted, counted])
+        if self._options.epochs:
+            self.sums += torch.stack([gap * counted, counted])
 
     def end_epoch(self, processes: Processes) -> None:
         """Close a pass, if it had steps, and judge."""

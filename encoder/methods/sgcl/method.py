@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from encoder.architectures import vector_length
 from encoder.augment import AugmentConfig, ViewParameters, draw_parameters, make_views
+from encoder.channel_scale import ChannelScale
 from encoder.config import TrainConfig
 from encoder.embed import TileEncoder
 from encoder.errors import ConfigError
@@ -55,7 +56,7 @@ class Sgcl:
         self._view_px = options.view_px or config.tile_px
         self._corner_px = options.corner_px or max(8, round(self._view_px * 3 / 7))
         self._channels_last = config.channels_last
-        self._mean, self._std = torch.tensor(config.mean), torch.tensor(config.std)
+        self._scale = ChannelScale(config.mean, config.std)
         self._settled = {name: float(value) for name, value in asdict(self._sizes).items()}
         self._spatial = torch.empty(0, 0, dtype=torch.int32)
         if options.spatial_weight:
@@ -171,7 +172,7 @@ class Sgcl:
         if centre is not None:
             parameters = _within_corner(parameters, centre)
         views = make_views(batch.tiles, parameters.to(device), view_px)
-        return (views - self._mean.to(device).view(1, 3, 1, 1)) / self._std.to(device).view(1, 3, 1, 1)
+        return self._scale(views)
 
     def _corners(self, batch: Batch) -> Tensor:
         """Unit projections of a view of each corner, float32 [4, B, P]."""
