@@ -20,7 +20,7 @@ from harness import (
 )
 from numpy.typing import NDArray
 
-from query.engines import ResidentExact
+from query.engines.resident import ResidentExact
 
 TILES_PER_SLIDE = 1000
 

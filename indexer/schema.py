@@ -160,6 +160,22 @@ RUNS = pa.schema(
     ]
 )
 
+INDEXES = pa.schema(
+    [
+        pa.field("table_name", pa.string()),
+        pa.field("table_version", pa.int64()),
+        pa.field("kind", pa.string()),
+        pa.field("settings", pa.string()),
+        pa.field("rows", pa.int64()),
+        pa.field("seconds", pa.float64()),
+        pa.field("bytes", pa.int64()),
+        pa.field("card", pa.string()),
+        pa.field("distribution", pa.string()),
+        pa.field("run_id", pa.string()),
+        pa.field("at", TIME),
+    ]
+)
+
 FIXED_TABLES: dict[str, pa.Schema] = {
     "meta": META,
     "slides": SLIDES,
@@ -170,6 +186,7 @@ FIXED_TABLES: dict[str, pa.Schema] = {
     "annotations": ANNOTATIONS,
     "quarantine": QUARANTINE,
     "runs": RUNS,
+    "indexes": INDEXES,
 }
 
 # Names that a manifest column may not bear: the store's own, and what is derived from them.

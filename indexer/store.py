@@ -59,9 +59,13 @@ class Store:
         columns: Sequence[str] | None = None,
         where: str | None = None,
         batch_rows: int = 8192,
+        version: int | None = None,
     ) -> Iterator[pa.RecordBatch]:
-        """Stream rows of a table, at most `batch_rows` at a time, in the order of their commits."""
-        return self.lance.scan(name, columns, where, batch_rows)
+        """Stream rows of a table, at most `batch_rows` at a time, in the order of their commits.
+
+        With a `version` they are those of that version, and always in the same order.
+        """
+        return self.lance.scan(name, columns, where, batch_rows, version)
 
     def read(self, name: str, columns: Sequence[str] | None = None, where: str | None = None) -> pa.Table:
         """Read rows of a table in the order of their commits."""
@@ -131,6 +135,10 @@ class Store:
     def runs(self) -> pa.Table:
         """Runs, oldest first."""
         return self.lance.read("runs").sort_by("started_at")
+
+    def indexes(self) -> pa.Table:
+        """Indexes that were built, with their recall cards, oldest first."""
+        return self.lance.read("indexes").sort_by("at")
 
     def annotations(self, name: str | None = None) -> pa.Table:
         """Values given to tiles or slides, oldest first."""

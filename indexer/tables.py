@@ -2,45 +2,35 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
-import lancedb
+import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as pads
+from numpy.typing import NDArray
 
 from encoder.errors import StoreError
+from indexer.connection import Connection, is_local, plain_path
 from indexer.schema import FIXED_TABLES
+from indexer.table_files import count_versions, folder_bytes, table_folder
 
-# LanceDB's own limits are gigabytes; a store is read in streams and needs little of either.
-_INDEX_CACHE_BYTES = 256 << 20
-_METADATA_CACHE_BYTES = 128 << 20
+__all__ = ["Tables", "is_local", "local_folder_state", "plain_path", "sql_in", "sql_text"]
 
 
-class Tables:
-    """Named LanceDB tables at one place; every read sees the latest version.
+_FULL_FRAGMENT_ROWS = 1 << 20  # Lance's own target, by which it takes a file for small
+
+
+class Tables(Connection):
+    """Named LanceDB tables at one place; every read sees the latest version unless it names another.
 
     Args:
         uri: local directory or object-store URI.
         read_only: whether a commit is an error.
         on_commit: called with a commit's name after each commit.
     """
-
-    def __init__(self, uri: str, read_only: bool, on_commit: Callable[[str], None] | None = None) -> None:
-        self.uri = uri
-        self.read_only = read_only
-        self._on_commit = on_commit
-        session = lancedb.Session(
-            index_cache_size_bytes=_INDEX_CACHE_BYTES, metadata_cache_size_bytes=_METADATA_CACHE_BYTES
-        )
-        # Without the interval a handle opened earlier does not see another writer's rows.
-        self._db = lancedb.connect(uri, read_consistency_interval=timedelta(0), session=session)
-        self._handles: dict[str, Any] = {}
-        self._lock = threading.Lock()
 
     def names(self) -> list[str]:
         """Names of the tables, sorted."""
@@ -91,16 +81,209 @@ class Tables:
         columns: Sequence[str] | None = None,
         where: str | None = None,
         batch_rows: int = 8192,
+        version: int | None = None,
     ) -> Iterator[pa.RecordBatch]:
         """Stream a table's rows in the order of their commits, at most `batch_rows` at a time.
+
+        Args:
+            name: of the table.
+            columns: to read; all by default.
+            where: filter in SQL.
+            batch_rows: rows per batch at most.
+            version: of the table; the latest by default. Rows of one version always come in the same order.
+
+        Raises:
+            StoreError: there is no such table, or its version is gone.
+        """
+        if name in FIXED_TABLES and not self.has(name):
+            return
+        with self._reading(name):
+            if version is None:
+                yield from self._query(name, columns, where).to_batches(batch_rows)
+                return
+        with self._reading(name, version):
+            wanted = None if columns is None else list(columns)
+            dataset = self._pinned.dataset(name, version)
+            scanner = dataset.scanner(columns=wanted, filter=where, batch_size=batch_rows, scan_in_order=True)
+            yield from scanner.to_batches()
+
+    def take(
+        self,
+        name: str,
+        offsets: Sequence[int] | NDArray[np.int64],
+        columns: Sequence[str] | None,
+        version: int,
+    ) -> pa.Table:
+        """Read rows by their positions in the order of `scan(version=version)`.
+
+        Args:
+            name: of the table.
+            offsets: positions [n] in that order, in any order, also repeated.
+            columns: to read; None for all.
+            version: of the table.
+
+        Returns:
+            The n rows in the asked order.
+
+        Raises:
+            StoreError: there is no such table, row or version.
+        """
+        with self._reading(name, version):
+            dataset = self._pinned.dataset(name, version)
+            wanted = dataset.schema.names if columns is None else list(columns)
+            places = np.asarray(offsets, np.int64)
+            if not places.size:
+                return pa.schema([dataset.schema.field(column) for column in wanted]).empty_table()
+            # Ascending and without repetitions, neighbours are read in one go.
+            ascending, back = np.unique(places, return_inverse=True)
+            for row in (int(ascending[0]), int(ascending[-1])):
+                if not 0 <= row < dataset.count_rows():
+                    raise StoreError(f"The table {name} has no row {row}: it has {dataset.count_rows()}.")
+            rows = dataset.take(pa.array(ascending), columns=wanted)
+            return rows if np.array_equal(ascending, places) else rows.take(pa.array(back))
+
+    def dataset(self, name: str) -> pads.Dataset:
+        """The latest version of a table as a dataset that takes columns and filters along.
 
         Raises:
             StoreError: there is no such table.
         """
         if name in FIXED_TABLES and not self.has(name):
-            return
+            return pads.dataset(FIXED_TABLES[name].empty_table())
         with self._reading(name):
-            yield from self._query(name, columns, where).to_batches(batch_rows)
+            return self._pinned.dataset(name, self._pinned.version(name))
+
+    def mark(self, name: str) -> tuple[int, int]:
+        """What changes when a table is made anew at its place, and at other times: cheaper to read than its rows."""
+        with self._reading(name):
+            return self._pinned.mark(name)
+
+    def stamp(self, names: Sequence[str]) -> tuple[tuple[int, int], ...]:
+        """What changes whenever one of the tables gets a new version; microseconds where none lately did.
+
+        Args:
+            names: of the tables; one that does not exist counts too.
+        """
+        with self._reading(", ".join(names)):
+            return self._pinned.stamp(names)
+
+    def bytes_on_disk(self, name: str) -> int | None:
+        """Bytes of a table's files with all its versions and indexes; None for an object store."""
+        return folder_bytes(table_folder(Path(self.uri), name)) if is_local(self.uri) else None
+
+    def versions_count(self, name: str) -> int:
+        """Versions that a table keeps; 0 where it does not exist."""
+        if is_local(self.uri):  # counting files is a thousand times faster than reading them
+            return count_versions(Path(self.uri), name)
+        with self._reading(name):
+            return len(self._handle(name).list_versions()) if self.has(name) else 0
+
+    def fragments_count(self, name: str) -> int:
+        """Files that a table's rows lie in, of its latest version; 0 where it does not exist."""
+        if not self.has(name):
+            return 0
+        with self._reading(name):
+            return len(self._latest(name).get_fragments())
+
+    def indices(self, name: str) -> list[Any]:
+        """LanceDB's descriptions of a table's indexes; none where it does not exist."""
+        if not self.has(name):
+            return []
+        with self._reading(name):
+            return list(self._handle(name).list_indices())
+
+    def partitions(self, name: str, index: str) -> int:
+        """Partitions of a vector index; of one with several parts, those of the largest."""
+        with self._reading(name):
+            parts = self._latest(name).stats.index_stats(index)["indices"]
+            return max(int(part["num_partitions"]) for part in parts)
+
+    def create_index(self, point: str, name: str, column: str, config: Any) -> None:
+        """Make an index over a column, or make it anew, in one commit; `config` is one of LanceDB's."""
+        self._refuse_if_read_only()
+        with self._writing(name):
+            self._handle(name).create_index(column, config=config, replace=True)
+        self._committed(point)
+
+    def nearest(
+        self, name: str, query: dict[str, Any], columns: Sequence[str], where: str | None, version: int | None = None
+    ) -> pa.Table:
+        """Rows nearest to a vector by the table's index, in the order of their estimated distance.
+
+        Args:
+            name: of the table.
+            query: Lance's description of the search: column, q, k, metric and so on.
+            columns: to read.
+            where: filter in SQL, applied before the search.
+            version: of the table; the latest by default.
+
+        Raises:
+            StoreError: there is no such table, or its version is gone.
+        """
+        with self._reading(name, version):
+            dataset = self._latest(name) if version is None else self._pinned.dataset(name, version)
+            return dataset.scanner(columns=list(columns), nearest=query, filter=where, prefilter=True).to_table()
+
+    def optimize_bytes(self, name: str) -> int:
+        """Bytes that `optimize` may need beside the table, rather over than under; 0 where it has nothing to do."""
+        with self._reading(name):
+            dataset, stale = self._latest(name), self._stale(name)
+            if not stale and not _compactions(dataset):
+                return 0
+            files = [file for fragment in dataset.get_fragments() for file in _rewritten(fragment)]
+            rows = sum(file.file_size_bytes or 0 for file in files)
+            # Merged with its tail an index is new, and once more where the rows that it points at move.
+            return rows + 2 * sum(_grown(index) for index in self.indices(name))
+
+    def optimize(self, name: str) -> bool:
+        """Add the rows that its indexes do not know yet to them, and join small files.
+
+        The order of the rows stays, and readers of the version before are not disturbed. Each step is one
+        commit: what ends it leaves the steps before.
+
+        Returns:
+            Whether there was anything to do; if not, the table keeps its version.
+
+        Raises:
+            StoreError: the table could not be written, or the store was opened for reading only.
+        """
+        self._refuse_if_read_only()
+        # Indexes first: Lance joins only files that the same part of an index covers.
+        stale = self._stale(name)
+        for index in stale:
+            with self._writing(name):
+                merged = {"index_names": [index.name], "num_indices_to_merge": index.num_segments or 1}
+                self._latest(name).optimize.optimize_indices(**merged)
+            self._committed("indexed")
+        with self._writing(name):
+            joined = self._latest(name).optimize.compact_files().fragments_removed
+        if joined:
+            self._committed("compacted")
+        return bool(stale or joined)
+
+    def prune(self, name: str, older_than: timedelta, delete_unverified: bool = False) -> tuple[int, int]:
+        """Remove versions, and the files that no other version needs; the latest and tagged ones stay.
+
+        Args:
+            name: of the table.
+            older_than: age from which a version goes.
+            delete_unverified: also remove young files that belong to no version, as a killed write leaves
+                them. A write that is under way looks the same: only where there can be none.
+
+        Returns:
+            Bytes and versions removed.
+
+        Raises:
+            StoreError: the table could not be written, or the store was opened for reading only.
+        """
+        self._refuse_if_read_only()
+        # Lance takes an age of nothing for no age given, and that for two weeks.
+        age = max(older_than, timedelta(microseconds=1))
+        with self._writing(name):
+            removed = self._latest(name).cleanup_old_versions(
+                age, delete_unverified=delete_unverified, error_if_tagged_old_versions=False
+            )
+        return int(removed.bytes_removed), int(removed.old_versions)
 
     def read(self, name: str, columns: Sequence[str] | None = None, where: str | None = None) -> pa.Table:
         """Read a table's rows in the order of their commits.
@@ -173,68 +356,33 @@ class Tables:
                 self._handle(name).delete(where)
             self._committed(point)
 
+    def _stale(self, name: str) -> list[Any]:
+        """Indexes with rows to add or parts to merge; any other would be written anew for nothing."""
+        return [i for i in self.indices(name) if i.num_unindexed_rows or (i.num_segments or 1) > 1]
+
     def _query(self, name: str, columns: Sequence[str] | None, where: str | None) -> Any:
         query = self._handle(name).search()
         if columns is not None:
             query = query.select(list(columns))
         return query if where is None else query.where(where)
 
-    def _handle(self, name: str) -> Any:
-        handle = self._opened(name)
-        if handle is None:
-            raise StoreError(f"The store {self.uri} has no table {name}.")
-        return handle
 
-    def _opened(self, name: str) -> Any | None:
-        with self._lock:
-            if name not in self._handles:
-                with self._reading(name):
-                    try:
-                        self._handles[name] = self._db.open_table(name)
-                    except ValueError as error:
-                        if "not found" not in str(error):
-                            raise
-                        return None
-            return self._handles[name]
+def _compactions(dataset: Any) -> int:
+    from lance.optimize import Compaction  # here: no other command plans one
 
-    @contextmanager
-    def _reading(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, RuntimeError, ValueError) as error:
-            raise StoreError(
-                f"The table {name} of the store {self.uri} could not be read: {error}",
-                fix="`histoseek verify` says what is damaged.",
-            ) from error
-
-    @contextmanager
-    def _writing(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, RuntimeError, ValueError) as error:
-            raise StoreError(
-                f"The table {name} of the store {self.uri} could not be written: {error}",
-                fix="Check that there is space and that you may write there.",
-            ) from error
-
-    def _committed(self, point: str) -> None:
-        if self._on_commit is not None:
-            self._on_commit(point)
-
-    def _refuse_if_read_only(self) -> None:
-        if self.read_only:
-            raise StoreError(f"The store {self.uri} was opened for reading only.")
+    return int(Compaction.plan(dataset, {}).num_tasks())
 
 
-def plain_path(uri: str) -> str:
-    """A URI, as a path where it is one of this machine's files."""
-    scheme = "file://"
-    return unquote(uri.removeprefix(scheme)) if uri.startswith(scheme) else uri
+def _rewritten(fragment: Any) -> list[Any]:
+    """Data files of a fragment that a compaction may write anew: a small one, or one with deleted rows."""
+    small = fragment.physical_rows < _FULL_FRAGMENT_ROWS
+    return list(fragment.data_files()) if small or fragment.num_deletions else []
 
 
-def is_local(uri: str) -> bool:
-    """Whether a URI, as `plain_path` gives it, is a directory of this machine."""
-    return "://" not in uri
+def _grown(index: Any) -> int:
+    """Bytes of an index once it knows all rows."""
+    known, unknown = index.num_indexed_rows or 0, index.num_unindexed_rows or 0
+    return int((index.size_bytes or 0) * (1 + unknown / max(known, 1)))
 
 
 def local_folder_state(uri: str) -> str:

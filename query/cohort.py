@@ -14,15 +14,17 @@ from numpy.typing import NDArray
 from encoder.errors import QueryError
 from indexer.grid import Grid
 from indexer.store import Store, open_store
+from query.cards import IndexCard
 from query.choice import VectorTable, choose
-from query.engines import Engine, ResidentExact
-from query.filters import RowFilter, check_exclude, excluded_slides
 from query.guard import Limits, nearest_name
-from query.plan import Plan, Stopwatch, shortage_note, unknown_notes
-from query.queries import ImageQuery, Query, as_query
-from query.resolve import Probe, mean_direction, picture_tiles, resolve
+from query.memory import MemoryBudget
+from query.plan import Stopwatch
+from query.queries import ImageQuery, as_query
+from query.resolve import Probe, Sources, mean_direction, picture_tiles, resolve
 from query.results import Results, TilePlace, hit_table
-from query.rows import TileRows, finished_rows, load_rows
+from query.room import Room
+from query.rows import finished_rows, load_rows
+from query.search import Answer, Request, answer
 from query.sql import run_sql
 from query.status import cohort_status, searchable_status
 
@@ -48,39 +50,38 @@ class Vectors:
 
 
 @dataclass(frozen=True)
-class _Resident:
-    """One vectors table in memory, with the versions that it was read from."""
+class _Kept:
+    """The room of one vectors table, with the versions that it was read from."""
 
-    version: int
-    seen: tuple[int, ...]
+    stamp: tuple[int, int]
+    seen: tuple[Any, ...]
     finished: dict[int, int]
-    rows: TileRows
-    filter: RowFilter
-    engine: Engine
+    room: Room
 
 
 class Cohort:
     """The slides of a store and the vectors of their tiles. Rows of unfinished slides are not seen.
 
-    Vectors are read at the first search and kept until their table changes; later changes of the store
-    are seen by the next call. Safe to use from several threads.
+    Vectors are read at the first search and kept until their table changes; what does not fit the memory
+    budget stays on disk. Later changes of the store are seen by the next call. Safe to use from several
+    threads.
 
     Args:
         store: an open store.
-        memory_budget: most bytes of vectors to hold; None for half of what is free.
-        device: where pictures are embedded; None chooses.
+        memory_budget: most bytes of vectors and indexes to hold; None for half of what is free.
+        device: where pictures are embedded and vectors compared; None for the GPU where there is one.
     """
 
     def __init__(self, store: Store, memory_budget: int | None = None, device: str | None = None) -> None:
         self.store = store
-        self._memory_budget, self._device = memory_budget, device
+        self._budget, self._device = MemoryBudget(memory_budget), device
         self._lock = threading.RLock()
         self._store_identity: tuple[str, ...] = ()
-        self._seen: tuple[int, ...] = ()
+        self._seen: tuple[Any, ...] = ()
         self._slides = pa.table({})
         self._tables: tuple[VectorTable, ...] = ()
         self._grids: dict[str, Grid] = {}
-        self._resident: dict[VectorTable, _Resident] = {}
+        self._kept: dict[VectorTable, _Kept] = {}
         self._encoders: dict[str, TileEncoder] = {}
         self._refresh()
 
@@ -126,8 +127,14 @@ class Cohort:
         per_slide: int | None = None,
         encoder: str | None = None,
         grid: str | None = None,
+        *,
+        per_patient: int | None = None,
+        apart: float = 1.0,
+        target_recall: float = 0.95,
     ) -> Results:
-        """Find the k tiles most like the query, exactly; never fewer where k match.
+        """Find the k tiles most like the query; never fewer where k match.
+
+        Distances are exact whatever the engine; `Results.explain` says which one answered, and why.
 
         Args:
             query: a query or what `as_query` takes.
@@ -137,48 +144,64 @@ class Cohort:
             per_slide: most hits of one slide.
             encoder: id or name; needed where the store has several.
             grid: id; needed where the store has several.
+            per_patient: most hits of one patient; a slide whose patient is unknown has one of its own.
+            apart: least distance of two hits of one slide, in sides of a tile: 1 keeps overlapping tiles from
+                being two answers, 3 also neighbours, 0 keeps all.
+            target_recall: share of the true answer that will do where an exact one would take long; 1 for
+                exact answers always.
 
         Raises:
             QueryError: the query cannot be answered as asked.
         """
-        if not _is_count(k) or (per_slide is not None and not _is_count(per_slide)):
-            raise QueryError(
-                "k and per_slide are whole numbers of at least 1.", f"Got k={k!r}, per_slide={per_slide!r}."
-            )
-        clock = Stopwatch()
-        asked, exclude = as_query(query), check_exclude(exclude)
-        table = self.choose(encoder, grid)
-        resident, slides = self._load(table)
-        clock.lap("load")
-        probe = self._probe(asked, table, resident.rows, slides)
-        clock.lap("query")
-        banned = excluded_slides(exclude, probe.slide_code, slides)
-        allowed = None if where is None else resident.filter.mask(where)
-        if banned.any():
-            kept = ~banned[resident.rows.slide_code]
-            allowed = kept if allowed is None else allowed & kept
-        clock.lap("filter")
-        hits = resident.engine.top(probe.vector, int(k), allowed, per_slide, probe.row)
-        clock.lap("scan")
-        found = hit_table(hits, resident.rows, slides)
-        clock.lap("rows")
-        matching = len(resident.rows) if allowed is None else int(np.count_nonzero(allowed))
-        notes = [*probe.notes, *unknown_notes(exclude, probe.slide_code, slides)]
-        if resident.rows.disagreeing:
-            notes.append(f"{len(resident.rows.disagreeing)} slides are being indexed again and were left out.")
-        if len(found) < k:
-            notes.append(shortage_note(len(found), int(k), matching, len(resident.rows), per_slide))
-        plan = Plan(
-            resident.engine.name, table.encoder_id, table.grid_id, probe.words, len(resident.rows), matching,
-            hits.scanned, int(np.count_nonzero(banned)), where, tuple(notes), clock.seconds,
-        )  # fmt: skip
-        place, query_tile = None, None
-        if probe.row is not None:
-            row, rows = probe.row, resident.rows
-            query_tile = int(rows.tile_id[row])
-            slide_id = slides["slide_id"][int(rows.slide_code[row])].as_py()
-            place = TilePlace(slide_id, int(rows.x0[row]), int(rows.y0[row]), int(rows.extent_px0[row]))
-        return Results(found, resident.rows.tile_id[hits.rows], plan, self.store, place, query_tile, probe.picture)
+        options = {"per_patient": per_patient, "apart": apart, "target_recall": target_recall}
+        request = Request(k, where, tuple(_names(exclude)), per_slide, **options)  # type: ignore[arg-type]
+        return self._search([query], request, encoder, grid)[0]
+
+    def search_many(
+        self,
+        queries: Sequence[Any],
+        k: int = 20,
+        where: str | None = None,
+        exclude: Collection[str] = (),
+        per_slide: int | None = None,
+        encoder: str | None = None,
+        grid: str | None = None,
+        *,
+        per_patient: int | None = None,
+        apart: float = 1.0,
+        target_recall: float = 0.95,
+    ) -> list[Results]:
+        """Answer several queries at once, in as few passes over the vectors as memory allows.
+
+        Args:
+            queries: each as in `search`.
+            k: and all others as in `search`; they hold for every query.
+
+        Raises:
+            QueryError: one of them cannot be answered as asked.
+        """
+        options = {"per_patient": per_patient, "apart": apart, "target_recall": target_recall}
+        request = Request(k, where, tuple(_names(exclude)), per_slide, **options)  # type: ignore[arg-type]
+        return self._search(list(queries), request, encoder, grid)
+
+    def card(self, encoder: str | None = None, grid: str | None = None) -> IndexCard | None:
+        """The recall card of the store's index; None where `histoseek build` has made none. See `search`."""
+        return self.room(self.choose(encoder, grid)).card
+
+    def warm(self, encoder: str | None = None, grid: str | None = None, index: bool = False) -> None:
+        """Read the vectors into memory now rather than at the first search.
+
+        Args:
+            encoder, grid: as in `search`.
+            index: also make the in-memory index, which slow searches would have made beside them.
+
+        Raises:
+            QueryError: they do not fit the memory budget, or no index can be made.
+        """
+        room = self.room(self.choose(encoder, grid))
+        room.matrix()
+        if index and not room.warm("faiss", wait=True):
+            raise QueryError(f"The index in memory could not be made: {room.failures.get('faiss', 'it was dropped')}")
 
     def vectors(
         self,
@@ -194,9 +217,9 @@ class Cohort:
         Raises:
             QueryError: the filter, a column, or the choice of vectors is wrong.
         """
-        resident, slides = self._load(self.choose(encoder, grid))
-        rows = resident.rows
-        picked = None if where is None else np.flatnonzero(resident.filter.mask(where))
+        room = self.room(self.choose(encoder, grid))
+        rows, slides = room.rows, room.slides
+        picked = None if where is None else np.flatnonzero(room.filter.mask(where))
         tiles, codes = (
             (rows.tiles, rows.slide_code) if picked is None else (rows.tiles.take(picked), rows.slide_code[picked])
         )
@@ -209,13 +232,12 @@ class Cohort:
             else:
                 known = [*tiles.column_names, *slides.column_names]
                 raise QueryError(f"There is no column {name!r}.", nearest_name(name, known))
-        matrix = rows.matrix if picked is None else rows.matrix[picked]
-        matrix = matrix.view()
+        matrix = (room.matrix() if picked is None else room.take(picked)).view()
         matrix.flags.writeable = False
         return Vectors(matrix, pa.table(data))
 
     def sql(self, text: str, limits: Limits | None = None) -> pa.Table:
-        """Run one SELECT over `slides`, `tiles`, `tiles_<grid>`, `annotations`, `runs`, `quarantine`.
+        """Run one SELECT over `slides`, `tiles`, `tiles_<grid>`, `annotations`, `runs`, `quarantine`, `indexes`.
 
         `tiles` are those of the only grid, or of the newest where there are several.
 
@@ -271,7 +293,24 @@ class Cohort:
         mean = mean_direction(self._encoder(table.encoder_id).embed(tiles))
         return (mean / np.linalg.norm(mean)).astype(np.float32)
 
-    def _probe(self, query: Query, table: VectorTable, rows: TileRows, slides: pa.Table) -> Probe:
+    def _search(self, queries: Sequence[Any], request: Request, encoder: str | None, grid: str | None) -> list[Results]:
+        clock = Stopwatch()
+        asked = [as_query(query) for query in queries]
+        table = self.choose(encoder, grid)
+        if not asked:
+            return []
+        room = self.room(table)
+        clock.lap("load")
+        sources = self._sources(table, room)
+        probes = [resolve(query, sources) for query in asked]
+        clock.lap("query")
+        found = self._grids[table.grid_id]
+        answers = answer(room, probes, request, found.stride_px / found.tile_px, clock)
+        results = [_results(room, probe, one) for probe, one in zip(probes, answers, strict=True)]
+        clock.lap("rows")
+        return results
+
+    def _sources(self, table: VectorTable, room: Room) -> Sources:
         grid = self._grids[table.grid_id]
 
         def embed(tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -280,9 +319,9 @@ class Cohort:
         def read_tile(code: int, x0: int, y0: int) -> NDArray[np.uint8]:
             from query.slide_tile import read_centred_tile  # OpenSlide: only where a slide is read
 
-            return read_centred_tile(slides.slice(code, 1).to_pylist()[0], x0, y0, grid)
+            return read_centred_tile(room.slides.slice(code, 1).to_pylist()[0], x0, y0, grid)
 
-        return resolve(query, rows, slides, grid.mpp, grid.tile_px, embed, read_tile)
+        return Sources(room.rows, room.slides, room.take, grid.mpp, grid.tile_px, embed, read_tile)
 
     def _encoder(self, encoder_id: str) -> TileEncoder:
         with self._lock:
@@ -293,44 +332,45 @@ class Cohort:
                 self._encoders[encoder_id] = encoder_from_files(files, self._device)
             return self._encoders[encoder_id]
 
-    def _load(self, table: VectorTable) -> tuple[_Resident, pa.Table]:
-        """The vectors of a table at its latest version, and the slides that belong to them."""
+    def room(self, table: VectorTable) -> Room:
+        """The vectors of a table at its latest version, with the slides that belong to them."""
         with self._lock:
             self._refresh()
             name = self.store.vectors_table_name(table.encoder_id, table.grid_id)
-            version = self.store.table_version(name)
-            held = self._resident.get(table)
-            if held is not None and (held.version, held.seen) == (version, self._seen):
-                return held, self._slides
+            (stamp,) = self.store.lance.stamp([name])
+            kept = self._kept.get(table)
+            if kept is not None and (kept.stamp, kept.seen) == (stamp, self._seen):
+                return kept.room
             finished, _ = finished_rows(self.store, name)
-            if held is not None and (held.version, held.finished) == (version, finished):
-                rows = held.rows.recoded(self._slides)  # other slides or columns, the same vectors
+            if kept is not None and (kept.stamp, kept.finished) == (stamp, finished):
+                # Other slides or columns, the same vectors.
+                room = kept.room.recoded(kept.room.rows.recoded(self._slides), self._slides)
             else:
-                held = None
-                self._resident.pop(table, None)  # before reading: two versions may not fit
-                rows = load_rows(self.store, table.encoder_id, table.grid_id, self._slides, self._memory_budget)
-            engine = ResidentExact(rows.matrix, rows.slide_code, rows.y0, rows.x0)
-            held = _Resident(
-                version, self._seen, finished, rows, RowFilter(self._slides, rows.tiles, rows.slide_code), engine
-            )
-            self._resident[table] = held
-            return held, self._slides
+                if kept is not None:
+                    kept.room.close()  # before reading: two versions may not fit
+                    del self._kept[table]
+                rows = load_rows(self.store, table.encoder_id, table.grid_id, self._slides)
+                room = Room(self.store, rows, self._slides, self._budget, self._device)
+            self._kept[table] = _Kept(stamp, self._seen, finished, room)
+            return room
 
     def _refresh(self) -> None:
         """Read the small tables again where one of them changed; forget all where the store is another one."""
         with self._lock:
+            seen = (self.store.lance.mark("meta"), *self.store.lance.stamp(_SMALL_TABLES))
+            if seen == self._seen:
+                return
             identity = _identity(self.store)
             if identity != self._store_identity:
                 # Deleted and made anew at its place, where versions may be the same by chance.
                 if self._store_identity:
                     self.store = open_store(self.store.uri, read_only=self.store.lance.read_only)
-                self._seen = ()
-                self._resident.clear()
+                for kept in self._kept.values():
+                    kept.room.close()
+                self._kept.clear()
                 self._encoders.clear()
                 self._store_identity = identity
-            seen = tuple(self.store.table_version(name) for name in _SMALL_TABLES)
-            if seen == self._seen:
-                return
+                seen = (self.store.lance.mark("meta"), *self.store.lance.stamp(_SMALL_TABLES))
             slides = self.store.slides().sort_by("slide_id")
             states = searchable_status(self.store, slides["slide_id"].to_pylist())
             self._slides = slides.append_column("status", pa.array(states, pa.string()))
@@ -362,5 +402,19 @@ def _identity(store: Store) -> tuple[str, ...]:
     return tuple(str(at) for at in store.read("meta", ["created_at"])["created_at"].to_pylist())
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
+def _names(exclude: Collection[str]) -> Collection[str]:
+    return (exclude,) if isinstance(exclude, str) else exclude
+
+
+def _results(room: Room, probe: Probe, found: Answer) -> Results:
+    rows, hits = room.rows, found.hits
+    place, query_tile = None, None
+    if probe.row is not None:
+        row = probe.row
+        query_tile = int(rows.tile_id[row])
+        slide_id = room.slides["slide_id"][int(rows.slide_code[row])].as_py()
+        place = TilePlace(slide_id, int(rows.x0[row]), int(rows.y0[row]), int(rows.extent_px0[row]))
+    table = hit_table(hits, found.percentiles, rows, room.slides)
+    return Results(
+        table, rows.tile_id[hits.rows], found.plan, found.nothing_close, room.store, place, query_tile, probe.picture
+    )

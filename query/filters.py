@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Collection
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
+from functools import cached_property
+from typing import Generic, TypeVar
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from encoder.errors import QueryError
-from query.guard import Limits, check_expression, fetch, locked_connection
+from query.expression import Expression, Term, parse_expression, renamed, texts_of
+from query.guard import LimitError, Limits, limited, shared_cursor
 
 EXCLUDABLE = {"slide": "slide_id", "patient": "patient_id", "site": "site_id"}
-_REMEMBERED = 8
+_MASKS, _ANSWERS = 8, 256  # remembered: a bool per tile is much, one per slide is little
+_FEW = 4  # one row in so many: picking them costs less than looking at all
+
+V = TypeVar("V")
 
 
 class RowFilter:
-    """Resolves `where` expressions for one set of rows; remembers the last few.
+    """Resolves `where` expressions for one set of rows; remembers the last ones.
+
+    Terms that AND joins at the top are resolved apart: those over slide columns on the few slides, those over
+    tile columns on the tiles that are left, those over both on tiles that look up their slide. DuckDB may fail
+    on a row that another term would have kept from it, so what fails this way is asked again as a whole.
 
     Args:
         slides: the cohort's slides, sorted by id.
         tiles: tile columns that an expression may name, `slide_no` among them.
-        slide_code: row of each tile's slide in `slides`, [N].
+        slide_code: row of each tile's slide in `slides`, [N]; -1 for a tile without one, which never matches.
         limits: what one expression may use.
     """
 
@@ -33,9 +43,10 @@ class RowFilter:
     ) -> None:
         self._slides, self._tiles, self._slide_code = slides, tiles, slide_code
         self._limits = limits or Limits()
-        self._lock = threading.Lock()
-        self._masks: dict[str, NDArray[np.bool_]] = {}
-        self._row = _new_name("__row", [*slides.column_names, *tiles.column_names])
+        self._columns = {"slides": slides.column_names, "tiles": tiles.column_names}
+        self._parsed: _Remembered[Expression] = _Remembered(_ANSWERS)
+        self._answers: _Remembered[NDArray[np.bool_]] = _Remembered(_ANSWERS)
+        self._masks: _Remembered[NDArray[np.bool_]] = _Remembered(_MASKS)
 
     def mask(self, where: str) -> NDArray[np.bool_]:
         """True for the rows that match, bool [N]; an expression that is NULL does not match.
@@ -43,48 +54,242 @@ class RowFilter:
         Raises:
             QueryError: the expression is refused, names an unknown column, or is not true or false.
         """
-        with self._lock:
-            known = self._masks.get(where)
+        known = self._masks.get(where)
+        # Resolved without a lock: a slow expression keeps nobody else waiting.
+        return self._masks.keep(where, _read_only(self._resolve(where))) if known is None else known
+
+    def slides(self, where: str) -> NDArray[np.bool_] | None:
+        """True for the slides that match, bool [slides]; None where the expression reads tile columns.
+
+        Raises:
+            QueryError: as for `mask`.
+        """
+        with closing(_Request(where, self._limits)) as request:
+            return self._slides_that(request, where) if "tiles" not in self._parse(request).reads else None
+
+    @cached_property
+    def _homeless(self) -> NDArray[np.bool_] | None:
+        """Which tiles have no slide; None where all have one."""
+        found = self._slide_code < 0
+        return found if found.any() else None
+
+    @cached_property
+    def _runs(self) -> tuple[NDArray[np.integer], NDArray[np.intp] | None]:
+        """Slide of each run of tiles, and how many tiles it has; of each tile where they are not in runs."""
+        # Tiles are written slide by slide: ten times faster to spread than one by one.
+        starts = np.flatnonzero(np.diff(self._slide_code)) + 1
+        if not len(self._slide_code) or _FEW * starts.size > len(self._slide_code):
+            return self._slide_code, None
+        edges = np.concatenate([[0], starts, [len(self._slide_code)]])
+        return self._slide_code[edges[:-1]], np.diff(edges)
+
+    def _parse(self, request: _Request) -> Expression:
+        known = self._parsed.get(request.where)
         if known is not None:
             return known
-        # Without the lock: a slow expression keeps nobody else waiting. Opened for one expression: a database
-        # that lives on holds threads, and notices of its own.
-        with closing(self._connect()) as connection:
-            mask = self._resolve(connection, where)
-        mask.flags.writeable = False
-        with self._lock:
-            mask = self._masks.setdefault(where, mask)
-            if len(self._masks) > _REMEMBERED:
-                del self._masks[next(iter(self._masks))]
+        return self._parsed.keep(request.where, parse_expression(request.connection, request.where, self._columns))
+
+    def _resolve(self, where: str) -> NDArray[np.bool_]:
+        with closing(_Request(where, self._limits)) as request:
+            expression = self._parse(request)
+            if "tiles" not in expression.reads:
+                return self._of_slides(self._slides_that(request, where))
+            try:
+                mask = self._in_turn(request, expression)
+            except (LimitError, _NotBooleanError):
+                raise
+            except QueryError:
+                mask = None
+            return self._as_a_whole(request) if mask is None else mask
+
+    def _in_turn(self, request: _Request, expression: Expression) -> NDArray[np.bool_] | None:
+        """Resolve the terms by what they read, bool [N]; None where they cannot be told apart."""
+        slides = expression.reading() + expression.reading("slides")
+        tiles, mixed = expression.reading("tiles"), expression.reading("slides", "tiles")
+        names = {column: f"c{n}" for n, column in enumerate(sorted(_columns_of(mixed)))}
+        groups = {"slides": slides, "tiles": tiles, "mixed": [renamed(term, names) for term in mixed]}
+        groups = {kind: terms for kind, terms in groups.items() if terms}
+        if list(groups) == ["tiles"]:
+            texts = {"tiles": f"({expression.text}\n)"}
+        else:
+            written = texts_of(request.connection, expression, list(groups.values()))
+            if written is None:
+                return None
+            # What AND joins is taken for true or false, whatever its type; also where it stands alone here.
+            form = "({})" if len(expression.terms) == 1 else "(({}) AND true)"
+            texts = {kind: form.format(text) for kind, text in zip(groups, written, strict=True)}
+        if slides:
+            mask = self._of_slides(self._slides_that(request, texts["slides"]))
+        else:
+            mask = np.ones(len(self._slide_code), np.bool_) if self._homeless is None else ~self._homeless
+        if tiles:
+            self._keep_true(request, texts["tiles"], {("tiles", name): name for _, name in _columns_of(tiles)}, mask)
+        if mixed:
+            self._keep_true(request, texts["mixed"], names, mask)
         return mask
 
-    def _connect(self) -> duckdb.DuckDBPyConnection:
-        connection = locked_connection(self._limits)
-        connection.register("slides", self._slides)
-        connection.register("tiles", self._tiles.append_column(self._row, pa.array(np.arange(self._tiles.num_rows))))
-        return connection
+    def _keep_true(
+        self, request: _Request, text: str, names: dict[tuple[str, str], str], mask: NDArray[np.bool_]
+    ) -> None:
+        """Clear the rows of `mask` for which a text over columns of these names is not true."""
+        rows = np.flatnonzero(mask) if _FEW * np.count_nonzero(mask) <= mask.size else None
+        columns = [
+            self._tile_column(name, rows) if relation != "slides" else self._slide_column(name, rows)
+            for relation, name in names
+        ]
+        answer = request.truth(text, "tiles", pa.table(columns, list(names.values())))
+        if rows is None:
+            mask &= answer
+        else:
+            mask[rows] = answer
 
-    def _resolve(self, connection: duckdb.DuckDBPyConnection, where: str) -> NDArray[np.bool_]:
-        columns = {"slides": self._slides.column_names, "tiles": self._tiles.column_names}
-        read = check_expression(connection, where, columns)
-        joined = "tiles JOIN slides USING (slide_no)" if "tiles" in read else "slides"
-        kind = self._fetch(connection, f"SELECT ({where}\n) AS matches FROM {joined} LIMIT 0").schema.field(0).type
-        if not pa.types.is_boolean(kind):
-            raise QueryError(
-                f"where must be true or false for a tile, {where!r} is {kind}.",
+    def _tile_column(self, name: str, rows: NDArray[np.intp] | None) -> pa.ChunkedArray:
+        column = _column(self._tiles, name)
+        return column if rows is None else column.take(pa.array(rows))
+
+    def _slide_column(self, name: str, rows: NDArray[np.intp] | None) -> pa.Array:
+        """A column of the slides with one entry per tile."""
+        values = _column(self._slides, name).combine_chunks()
+        codes = self._slide_code if rows is None else self._slide_code[rows]
+        if self._homeless is not None:
+            codes = np.maximum(codes, 0)
+        if pa.types.is_dictionary(values.type):
+            values = values.dictionary_decode()
+        # As a dictionary no value is copied, and DuckDB looks at each slide's once per batch.
+        few = len(codes) < len(values)
+        return values.take(pa.array(codes)) if few else pa.DictionaryArray.from_arrays(pa.array(codes), values)
+
+    def _slides_that(self, request: _Request, text: str) -> NDArray[np.bool_]:
+        """Which slides match a text over slide columns, bool [slides]."""
+        known = self._answers.get(text)
+        if known is not None:
+            return known
+        try:
+            answer = request.truth(f"({text}\n)", "slides", self._slides)
+        except (LimitError, _NotBooleanError):
+            raise
+        except QueryError:
+            answer = request.rows_where(text, {"slides": self._slides}, "slides")
+        return self._answers.keep(text, _read_only(answer))
+
+    def _of_slides(self, answer: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which tiles belong to slides that match, bool [N]."""
+        if not answer.size:
+            return np.zeros(len(self._slide_code), np.bool_)
+        codes, lengths = self._runs
+        mask = np.take(answer, codes, mode="clip")
+        if lengths is not None:
+            mask = np.repeat(mask, lengths)
+        if self._homeless is not None:
+            mask &= ~self._homeless
+        return mask
+
+    def _as_a_whole(self, request: _Request) -> NDArray[np.bool_]:
+        """Resolve an expression on tiles joined to their slides, bool [N]."""
+        return request.rows_where(
+            request.where, {"tiles": self._tiles, "slides": self._slides}, "tiles JOIN slides USING (slide_no)"
+        )
+
+
+class _NotBooleanError(QueryError):
+    """An expression is neither true nor false."""
+
+
+class _Request:
+    """One expression on its way: a connection, and the time that is left.
+
+    Args:
+        where: the user's expression, named in errors.
+        limits: what all statements together may use.
+    """
+
+    def __init__(self, where: str, limits: Limits) -> None:
+        self.where, self.connection = where, shared_cursor(limits)
+        self._limits, self._started = limits, time.monotonic()
+
+    def close(self) -> None:
+        """Let go of the connection and of what is registered in it."""
+        self.connection.close()
+
+    def truth(self, text: str, name: str, relation: pa.Table) -> NDArray[np.bool_]:
+        """Whether a text is true for each row of a relation, bool [rows]; every row is looked at.
+
+        Raises:
+            QueryError: it is not true or false, or DuckDB refuses it.
+        """
+        with self._limited():
+            self.connection.register(name, relation)
+            # In the order of the rows: without a join DuckDB keeps it. Bound once, unlike by `sql`.
+            asked = self.connection.execute(f"SELECT {text} AS matches FROM {name}")
+            self._check_type("" if asked.description is None else str(asked.description[0][1]))
+            answer = asked.fetchnumpy()["matches"]
+            asked.complete()
+            return np.asarray(np.ma.filled(answer, False), np.bool_)
+
+    def rows_where(self, text: str, relations: dict[str, pa.Table], source: str) -> NDArray[np.bool_]:
+        """Which rows of the first relation a text as the WHERE of a SELECT finds, bool [rows].
+
+        Raises:
+            QueryError: it is not true or false, or DuckDB refuses it.
+        """
+        first = next(iter(relations))
+        mask = np.zeros(relations[first].num_rows, np.bool_)
+        row = _new_name("__row", [column for table in relations.values() for column in table.column_names])
+        numbered = relations[first].append_column(row, pa.array(np.arange(mask.size)))
+        with self._limited():
+            for name, table in (relations | {first: numbered}).items():
+                self.connection.register(name, table)
+            self._check_type(str(self.connection.sql(f"SELECT ({text}\n) AS matches FROM {source}").types[0]))
+            mask[self.connection.sql(f"SELECT {row} FROM {source} WHERE ({text}\n)").fetchnumpy()[row]] = True
+        return mask
+
+    def _limited(self) -> AbstractContextManager[None]:
+        return limited(self.connection, self._limits, "where", time.monotonic() - self._started)
+
+    def _check_type(self, kind: str) -> None:
+        if kind != "BOOLEAN":
+            raise _NotBooleanError(
+                f"where must be true or false for a tile, {self.where!r} is {kind.lower()}.",
                 "Compare it with something, such as: organ = 'liver'",
             )
-        if "tiles" in read:
-            mask = np.zeros(self._tiles.num_rows, np.bool_)
-            found = self._fetch(connection, f"SELECT {self._row} FROM {joined} WHERE ({where}\n)")
-            mask[found[self._row].to_numpy()] = True
-            return mask
-        # Slides alone decide: a few rows for DuckDB, whatever the number of tiles.
-        matching = self._fetch(connection, f"SELECT slide_no FROM {joined} WHERE ({where}\n)")["slide_no"].to_numpy()
-        return np.isin(self._slides["slide_no"].to_numpy(), matching)[self._slide_code]
 
-    def _fetch(self, connection: duckdb.DuckDBPyConnection, text: str) -> pa.Table:
-        return fetch(connection, text, self._limits, "where")
+
+class _Remembered(Generic[V]):
+    """The last values, by text; safe for several threads.
+
+    Args:
+        most: how many to hold.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self._lock = most, threading.Lock()
+        self._held: dict[str, V] = {}
+
+    def get(self, key: str) -> V | None:
+        """The value of a text, if it is remembered."""
+        with self._lock:
+            return self._held.get(key)
+
+    def keep(self, key: str, value: V) -> V:
+        """Remember a value, unless somebody else was faster; returns the one that is held."""
+        with self._lock:
+            value = self._held.setdefault(key, value)
+            if len(self._held) > self._most:
+                del self._held[next(iter(self._held))]
+            return value
+
+
+def _columns_of(terms: list[Term]) -> set[tuple[str, str]]:
+    return set().union(*(term.columns for term in terms))
+
+
+def _column(table: pa.Table, lower_name: str) -> pa.ChunkedArray:
+    return table.column(next(n for n, name in enumerate(table.column_names) if name.lower() == lower_name))
+
+
+def _read_only(array: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    array.flags.writeable = False
+    return array
 
 
 def _new_name(name: str, taken: Collection[str]) -> str:

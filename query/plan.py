@@ -1,8 +1,8 @@
-"""What a search did: engine, rows, notes and time per step."""
+"""What a search did: engine and why, rows, expected recall, notes and time per step."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -17,18 +17,23 @@ class Plan:
 
     Attributes:
         engine: what compared the vectors.
+        why: it was chosen.
+        recall: share of the true answer that is expected; 1 where the answer is exact.
         encoder_id, grid_id: whose vectors were searched.
         query: the query in words.
         rows_total: searchable tiles.
         rows_matching: tiles left after `where` and `exclude`.
-        rows_scanned: tiles whose distance was computed.
+        rows_scanned: tiles whose distance, or an estimate of it, was computed.
         excluded: slides left out by `exclude`.
         where: the filter as given, or None.
+        percentiles: what the hits' percentiles count, in words.
         notes: what the user should know about this answer.
         seconds: time per step.
     """
 
     engine: str
+    why: str
+    recall: float
     encoder_id: str
     grid_id: str
     query: str
@@ -37,20 +42,25 @@ class Plan:
     rows_scanned: int
     excluded: int
     where: str | None
+    percentiles: str
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
+        recall = "1 (exact)" if self.recall >= 1 else f"{self.recall:.3f} (measured when the index was made)"
         lines = [
             f"query     {self.query}",
             f"vectors   {self.encoder_id} on {self.grid_id}",
-            f"engine    {self.engine}; recall 1 (exact)",
+            f"engine    {self.engine}",
+            f"because   {self.why}",
+            f"recall    {recall}",
             f"rows      {self.rows_total:,} searchable, {self.rows_matching:,} matching, {self.rows_scanned:,} scanned",
         ]
         if self.where is not None:
             lines.append(f"where     {self.where}")
         if self.excluded:
             lines.append(f"excluded  {self.excluded:,} slides")
+        lines.append(f"percent   of {self.percentiles}")
         lines += [f"note      {note}" for note in self.notes]
         lines.append("time      " + ", ".join(f"{step} {1e3 * s:.1f} ms" for step, s in self.seconds.items()))
         return "\n".join(lines)
@@ -64,34 +74,40 @@ class Stopwatch:
         self._last = perf_counter()
 
     def lap(self, step: str) -> None:
-        """End a step."""
+        """End a step; time of a step that comes again is added."""
         now = perf_counter()
-        self.seconds[step] = now - self._last
+        self.seconds[step] = self.seconds.get(step, 0.0) + now - self._last
         self._last = now
 
 
-def unknown_notes(exclude: Collection[str], code: int | None, slides: pa.Table) -> list[str]:
-    """Say how many slides have no patient or site that an exclusion could compare."""
+def unknown_notes(exclude: Collection[str], codes: Sequence[int], slides: pa.Table) -> list[str]:
+    """Say how many slides have no patient or site that an exclusion could compare.
+
+    Args:
+        exclude: of `slide`, `patient`, `site`.
+        codes: the query's slides, as rows of `slides`.
+        slides: the cohort's slides.
+    """
     notes = []
     for name in exclude:
         values = slides[EXCLUDABLE[name]].to_pylist()
         unknown = sum(map(is_unknown, values))
         if unknown:
-            own = ", the query's among them" if code is not None and is_unknown(values[code]) else ""
+            own = ", the query's among them" if any(is_unknown(values[code]) for code in codes) else ""
             notes.append(f"{unknown} of {len(values)} slides have no known {name}{own}: each counts as one of its own.")
     return notes
 
 
-def shortage_note(found: int, k: int, matching: int, total: int, per_slide: int | None) -> str:
+def shortage_note(found: int, k: int, matching: int, total: int, limits: Sequence[str]) -> str:
     """Say why fewer than k tiles were found.
 
     Args:
         found: tiles found, fewer than `k`.
         matching: tiles left after the filters.
         total: searchable tiles.
-        per_slide: most hits of one slide, or None.
+        limits: what else kept tiles back, in words.
     """
     causes = ["after the filters"] if matching < total else []
-    if per_slide is not None and found < matching:
-        causes.append(f"with per_slide {per_slide}")
+    if found < matching:
+        causes += [f"with {limit}" for limit in limits]
     return f"Only {found} of the {k} asked tiles exist {' and '.join(causes) or 'in these vectors'}."

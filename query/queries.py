@@ -1,9 +1,10 @@
-"""What may be asked: a tile, a point of a slide, a picture, a vector."""
+"""What may be asked: a tile, a point or region of a slide, a picture, a vector, several of them."""
 
 from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -72,7 +73,68 @@ class VectorQuery:
     vector: NDArray[np.floating]
 
 
-Query: TypeAlias = TileQuery | PointQuery | ImageQuery | VectorQuery
+@dataclass(frozen=True)
+class RegionQuery:
+    """A region of a slide: every indexed tile whose centre it holds.
+
+    Attributes:
+        slide_id: of the slide.
+        corners: of a polygon in level-0 pixels, at least three, in their order; two are opposite corners of a
+            rectangle.
+    """
+
+    slide_id: str
+    corners: tuple[tuple[float, float], ...]
+
+    def __post_init__(self) -> None:
+        flat = np.asarray(self.corners, np.float64)
+        if flat.ndim != 2 or flat.shape[1] != 2 or len(flat) < 2 or not np.isfinite(flat).all():
+            raise QueryError(
+                f"A region has at least two corners x,y, got {self.corners!r}.",
+                "Give two opposite corners of a rectangle, or the corners of a polygon, in level-0 pixels.",
+            )
+
+    @property
+    def polygon(self) -> NDArray[np.float64]:
+        """Corners [n, 2]; a rectangle's four where two were given."""
+        flat = np.asarray(self.corners, np.float64)
+        if len(flat) > 2:
+            return flat
+        (left, top), (right, bottom) = flat
+        return np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
+
+
+@dataclass(frozen=True)
+class ExamplesQuery:
+    """Several examples of what is sought, and of what is not.
+
+    Attributes:
+        like: queries, at least one.
+        unlike: queries.
+    """
+
+    like: tuple[Query, ...]
+    unlike: tuple[Query, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.like:
+            raise QueryError("There is no example of what is sought.", "Give at least one in `like`.")
+        if any(isinstance(query, ExamplesQuery) for query in (*self.like, *self.unlike)):
+            raise QueryError("Examples cannot hold examples.", "Give them in one list.")
+
+
+Query: TypeAlias = TileQuery | PointQuery | ImageQuery | VectorQuery | RegionQuery | ExamplesQuery
+
+_QUERIES = (TileQuery, PointQuery, ImageQuery, VectorQuery, RegionQuery, ExamplesQuery)
+
+
+def examples(like: Iterable[Any], unlike: Iterable[Any] = ()) -> ExamplesQuery:
+    """A query by examples, each of what `as_query` takes.
+
+    Raises:
+        QueryError: one is no query, or there is none of what is sought.
+    """
+    return ExamplesQuery(tuple(map(as_query, like)), tuple(map(as_query, unlike)))
 
 
 def as_query(query: Any, mpp: float | None = None) -> Query:
@@ -86,7 +148,7 @@ def as_query(query: Any, mpp: float | None = None) -> Query:
     Raises:
         QueryError: it is none of these, or the picture cannot be read.
     """
-    if isinstance(query, TileQuery | PointQuery | ImageQuery | VectorQuery):
+    if isinstance(query, _QUERIES):
         return query
     if isinstance(query, str):
         if (key := _tile_key(query)) is not None:

@@ -1,9 +1,9 @@
-"""From a query to the vector that is compared: look an indexed tile up, or embed pixels."""
+"""From a query to the vectors that are compared: look indexed tiles up, or embed pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +14,14 @@ from encoder.errors import QueryError
 from indexer.grid import MAX_UPSAMPLING, WARN_UPSAMPLING, parse_tile_key, tile_key
 from indexer.resample import resample
 from query.guard import nearest_name
-from query.queries import ImageQuery, PointQuery, Query, TileQuery, check_vector
+from query.queries import ExamplesQuery, ImageQuery, PointQuery, Query, RegionQuery, TileQuery, check_vector
 from query.rows import TileRows
 
 MAX_PICTURE_TILES = 64
+# Scores that the tiles of a region may have together: a gigabyte.
+_BAG_SCORES = 250_000_000
+_UNLIKE_WEIGHT = 0.5
+_LEAST_DIRECTION = 1e-6
 
 Embed = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 ReadTile = Callable[[int, int, int], NDArray[np.uint8]]
@@ -28,44 +32,65 @@ class Probe:
     """A query that is ready to be compared.
 
     Attributes:
-        vector: float64 [dim], not zero.
+        vectors: float64 [B, dim], none of them zero; a tile's distance is the one to the nearest of them.
         words: the query as shown to people.
-        slide_code: the query's slide as its row in the cohort's slides; None where it has none.
+        slide_codes: the query's slides as their rows in the cohort's slides.
         row: the indexed tile that is the query; None where it is none.
+        own_rows: indexed tiles that the query consists of; they are no answers, int64 [m].
+        is_mean: whether a vector is the mean of several tiles.
         picture: the query's pixels where they were at hand.
         notes: what the user should know.
     """
 
-    vector: NDArray[np.float64]
+    vectors: NDArray[np.float64]
     words: str
-    slide_code: int | None = None
+    slide_codes: tuple[int, ...] = ()
     row: int | None = None
+    own_rows: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    is_mean: bool = False
     picture: Image.Image | None = None
     notes: tuple[str, ...] = ()
 
 
-def resolve(
-    query: Query, rows: TileRows, slides: pa.Table, mpp: float, tile_px: int, embed: Embed, read_tile: ReadTile
-) -> Probe:
-    """Turn a query into a probe.
+@dataclass(frozen=True)
+class Sources:
+    """What queries are looked up in.
 
-    Args:
+    Attributes:
         rows: the tiles that will be searched.
         slides: the cohort's slides, sorted by id.
+        take: unit vectors of rows, float32 [m, dim].
         mpp, tile_px: of the grid.
         embed: vectors of tiles uint8 [N, tile_px, tile_px, 3].
         read_tile: pixels of the tile centred on a point, by slide code, x0, y0.
+    """
+
+    rows: TileRows
+    slides: pa.Table
+    take: Callable[[NDArray[np.int64]], NDArray[np.float32]]
+    mpp: float
+    tile_px: int
+    embed: Embed
+    read_tile: ReadTile
+
+
+def resolve(query: Query, sources: Sources) -> Probe:
+    """Turn a query into a probe.
 
     Raises:
-        QueryError: slide or tile are unknown, or the vector does not fit.
+        QueryError: slide or tile are unknown, a region holds no tile, or a vector does not fit.
     """
     if isinstance(query, TileQuery):
-        return _of_tile(query, rows, slides)
+        return _of_tile(query, sources)
     if isinstance(query, PointQuery):
-        return _of_point(query, rows, slides, embed, read_tile)
+        return _of_point(query, sources)
     if isinstance(query, ImageQuery):
-        return _of_picture(query, mpp, tile_px, embed)
-    return Probe(check_vector(query.vector, rows.matrix.shape[1]), "a vector")
+        return _of_picture(query, sources)
+    if isinstance(query, RegionQuery):
+        return _of_region(query, sources)
+    if isinstance(query, ExamplesQuery):
+        return _of_examples(query, sources)
+    return Probe(check_vector(query.vector, sources.rows.dim)[None], "a vector")
 
 
 def slide_code(slide_id: str, slides: pa.Table) -> int:
@@ -112,7 +137,7 @@ def picture_tiles(
     return np.stack(tiles), tuple(notes)
 
 
-def mean_direction(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+def mean_direction(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
     """Mean of the vectors' directions [N, dim], each of unit length first."""
     wide = vectors.astype(np.float64)
     norms = np.linalg.norm(wide, axis=1, keepdims=True)
@@ -144,7 +169,8 @@ def _enlargement_notes(wanted: float, side: float, tile_px: int) -> list[str]:
     return notes
 
 
-def _of_tile(query: TileQuery, rows: TileRows, slides: pa.Table) -> Probe:
+def _of_tile(query: TileQuery, sources: Sources) -> Probe:
+    rows, slides = sources.rows, sources.slides
     slide_id, x0, y0 = parse_tile_key(query.key)
     code = slide_code(slide_id, slides)
     own = rows.of_slide(code)
@@ -161,10 +187,11 @@ def _of_tile(query: TileQuery, rows: TileRows, slides: pa.Table) -> Probe:
             f"Slide {slide_id} has no indexed tile at {x0},{y0}.",
             f"The nearest is {tile_key(slide_id, int(rows.x0[near]), int(rows.y0[near]))}.",
         )
-    return _indexed(int(found[0]), query.key, code, rows)
+    return _indexed(int(found[0]), query.key, code, sources)
 
 
-def _of_point(query: PointQuery, rows: TileRows, slides: pa.Table, embed: Embed, read_tile: ReadTile) -> Probe:
+def _of_point(query: PointQuery, sources: Sources) -> Probe:
+    rows, slides = sources.rows, sources.slides
     code = slide_code(query.slide_id, slides)
     width0, height0 = slides["width0"][code].as_py(), slides["height0"][code].as_py()
     if width0 is not None and not (0 <= query.x0 < width0 and 0 <= query.y0 < height0):
@@ -182,19 +209,88 @@ def _of_point(query: PointQuery, rows: TileRows, slides: pa.Table, embed: Embed,
         off = np.where(holds, np.hypot(dx - extent / 2, dy - extent / 2), np.inf)
         row = int(own[np.argmin(off)])
         key = tile_key(query.slide_id, int(rows.x0[row]), int(rows.y0[row]))
-        return _indexed(row, words, code, rows, (f"The point lies in the indexed tile {key}.",))
-    pixels = read_tile(code, query.x0, query.y0)
+        return _indexed(row, words, code, sources, (f"The point lies in the indexed tile {key}.",))
+    pixels = sources.read_tile(code, query.x0, query.y0)
     note = "No indexed tile holds the point: the slide was read there and embedded."
     tiles = pixels[None].copy()  # what was read may be read-only, which PyTorch warns of
-    return Probe(mean_direction(embed(tiles)), words, code, None, Image.fromarray(pixels), (note,))
+    vectors = mean_direction(sources.embed(tiles))[None]
+    return Probe(vectors, words, (code,), picture=Image.fromarray(pixels), notes=(note,))
 
 
-def _of_picture(query: ImageQuery, mpp: float, tile_px: int, embed: Embed) -> Probe:
-    tiles, notes = picture_tiles(query.pixels, query.mpp, mpp, tile_px)
+def _of_picture(query: ImageQuery, sources: Sources) -> Probe:
+    tiles, notes = picture_tiles(query.pixels, query.mpp, sources.mpp, sources.tile_px)
     height, width = query.pixels.shape[:2]
     words = f"a picture of {width} x {height} px"
-    return Probe(mean_direction(embed(tiles)), words, None, None, Image.fromarray(query.pixels), notes)
+    vectors = mean_direction(sources.embed(tiles))[None]
+    return Probe(vectors, words, is_mean=len(tiles) > 1, picture=Image.fromarray(query.pixels), notes=notes)
 
 
-def _indexed(row: int, words: str, code: int, rows: TileRows, notes: tuple[str, ...] = ()) -> Probe:
-    return Probe(rows.matrix[row].astype(np.float64), words, code, row, None, notes)
+def _of_region(query: RegionQuery, sources: Sources) -> Probe:
+    rows = sources.rows
+    code = slide_code(query.slide_id, sources.slides)
+    own = rows.of_slide(code)
+    half = rows.extent_px0[own] / 2
+    centres = np.stack([rows.x0[own] + half, rows.y0[own] + half], axis=1)
+    inside = own[inside_polygon(centres, query.polygon)]
+    if not inside.size:
+        state = sources.slides["status"][code].as_py()
+        raise QueryError(
+            f"The region of slide {query.slide_id} holds the centre of no indexed tile.",
+            "Draw it larger, over tissue." if own.size else f"The slide is {state} and has no vectors here.",
+        )
+    # Every tile that is compared holds one score per searched row.
+    most = int(np.clip(_BAG_SCORES // max(1, len(rows)), 4, MAX_PICTURE_TILES))
+    picked = inside[np.unique(np.linspace(0, inside.size - 1, most).round().astype(np.int64))]
+    notes = [f"Distances are to the nearest of the region's {picked.size} tiles; its own tiles are left out."]
+    if picked.size < inside.size:
+        notes.append(f"{picked.size} of the region's {inside.size} tiles were compared, evenly spread.")
+    words = f"a region of {query.slide_id} with {inside.size} tiles"
+    return Probe(sources.take(picked).astype(np.float64), words, (code,), own_rows=inside, notes=tuple(notes))
+
+
+def inside_polygon(points: NDArray[np.float64], polygon: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether points [N, 2] lie inside a polygon [n, 2], by how often a ray from each crosses its sides; bool [N]."""
+    inside = np.zeros(len(points), np.bool_)
+    x, y = points[:, 0], points[:, 1]
+    for (x1, y1), (x2, y2) in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
+        crosses = (y1 > y) != (y2 > y)
+        if crosses.any():
+            at = x1 + (y[crosses] - y1) / (y2 - y1) * (x2 - x1)
+            inside[crosses] ^= x[crosses] < at
+    return inside
+
+
+def _of_examples(query: ExamplesQuery, sources: Sources) -> Probe:
+    like = [resolve(example, sources) for example in query.like]
+    unlike = [resolve(example, sources) for example in query.unlike]
+    vector = _centre(like)
+    if unlike:
+        # Rocchio (1971): away from what is not sought, by less than towards what is.
+        vector = vector - _UNLIKE_WEIGHT * _centre(unlike)
+    if not np.linalg.norm(vector) > _LEAST_DIRECTION:
+        raise QueryError("The examples cancel each other out.", "Take some of those that are not sought away.")
+    probes = like + unlike
+    own = np.unique(np.concatenate([[p.row] if p.row is not None else p.own_rows for p in probes])).astype(np.int64)
+    codes = dict.fromkeys(code for probe in like for code in probe.slide_codes)
+    words = f"{len(like)} example{'s' * (len(like) > 1)}"
+    words += f" less {len(unlike)}" if unlike else ""
+    notes = [note for probe in probes for note in probe.notes]
+    notes.append("The query is the mean of its examples; tiles among them are left out.")
+    return Probe(
+        vector[None], words, tuple(codes), own_rows=own, is_mean=True, picture=like[0].picture, notes=tuple(notes)
+    )
+
+
+def _centre(probes: Sequence[Probe]) -> NDArray[np.float64]:
+    """Mean of the examples' directions, each counting the same however many tiles it has."""
+    return np.mean([_direction(mean_direction(probe.vectors)) for probe in probes], axis=0)
+
+
+def _direction(vector: NDArray[np.float64]) -> NDArray[np.float64]:
+    norm = np.linalg.norm(vector)
+    return vector / norm if norm > 0 else vector
+
+
+def _indexed(row: int, words: str, code: int, sources: Sources, notes: tuple[str, ...] = ()) -> Probe:
+    vectors = sources.take(np.array([row])).astype(np.float64)
+    return Probe(vectors, words, (code,), row, notes=notes)

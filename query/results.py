@@ -16,7 +16,7 @@ from PIL import Image
 from encoder.errors import UsageError
 from indexer.grid import tile_key
 from indexer.store import Store
-from query.engines import Hits
+from query.engines.contract import Hits
 from query.montage import Entry, draw_montage
 from query.output_path import check_output_file, whole_file
 from query.plan import Plan
@@ -55,16 +55,20 @@ class Results:
     """Hits of one search, nearest first.
 
     Attributes:
-        table: one row per hit: rank, tile_key, slide_id, x0, y0, extent_px0, distance, tissue, then the
-            slide's columns; a slide's column that bears one of these names is called `slide_<name>`.
+        table: one row per hit: rank, tile_key, slide_id, x0, y0, extent_px0, distance, percentile, tissue,
+            then the slide's columns; a slide's column that bears one of these names is called `slide_<name>`.
+            The percentile is the percent of random pairs of tiles (see `plan.percentiles`) that are at most
+            as distant; 0 where none of those measured was.
         tile_ids: int64 [hits].
         plan: how the search was answered.
+        nothing_close: whether even the nearest hit is no nearer than random tiles often are.
         query_place: the indexed tile that was the query; None where the query was none.
     """
 
     table: pa.Table
     tile_ids: NDArray[np.int64]
     plan: Plan
+    nothing_close: bool
     _store: Store = field(repr=False)
     query_place: TilePlace | None = None
     _query_tile_id: int | None = field(default=None, repr=False)
@@ -79,6 +83,10 @@ class Results:
         if self._query_picture is not None or self._query_tile_id is None:
             return self._query_picture
         return self._thumbs([self._query_tile_id])[0]
+
+    def explain(self) -> str:
+        """How the search was answered: engine and why, expected recall, rows, notes, time of each step."""
+        return str(self.plan)
 
     def to_pandas(self) -> pandas.DataFrame:
         """The table as a data frame."""
@@ -126,10 +134,11 @@ class Results:
         return [_decode(contents.get(tile_id)) for tile_id in tile_ids]
 
 
-def hit_table(hits: Hits, rows: TileRows, slides: pa.Table) -> pa.Table:
+def hit_table(hits: Hits, percentiles: NDArray[np.float64], rows: TileRows, slides: pa.Table) -> pa.Table:
     """The table of `Results` for rows found in `rows`."""
     found = hits.rows
-    about = slides.take(pa.array(rows.slide_code[found]))
+    told = [name for name in slides.column_names if name == "slide_id" or name not in _BOOKKEEPING]
+    about = slides.select(told).take(pa.array(rows.slide_code[found]))
     slide_ids = about["slide_id"].to_pylist()
     x0, y0 = rows.x0[found], rows.y0[found]
     columns: dict[str, Any] = {
@@ -142,6 +151,7 @@ def hit_table(hits: Hits, rows: TileRows, slides: pa.Table) -> pa.Table:
         "y0": y0,
         "extent_px0": rows.extent_px0[found],
         "distance": hits.distances,
+        "percentile": percentiles,
         "tissue": rows.tissue[found],
     }
     columns |= slide_columns(about, columns)

@@ -1,25 +1,26 @@
-"""The rows of one vectors table in memory: one contiguous matrix and what is known of each tile."""
+"""The searchable rows of one vectors table: what is known of each tile, and its vectors on disk."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from encoder.errors import QueryError, StoreError
+from encoder.errors import StoreError
 from indexer.schema import split_vectors_name, tiles_table_name
 from indexer.store import Store
+from query.engines.contract import Places
 
 _BATCH_ROWS = 16_384
+_KEY_BATCH_ROWS = 1 << 18
 _TRIES = 3
 _BLOBS = frozenset({"thumb", "image"})
-_KEY_BYTES = 40  # tile_id, slide_no, slide_code, x0, y0, extent_px0, tissue, and the scores of a search
 
 
 @dataclass(frozen=True)
@@ -28,18 +29,21 @@ class TileRows:
 
     Attributes:
         encoder_id, grid_id: whose vectors these are.
-        matrix: unit vectors, float32 [N, dim].
+        version: of the vectors table.
+        dim: length of a vector.
         tile_id: int64 [N].
         slide_no: int32 [N].
         slide_code: int32 [N], the slide's row in the cohort's slides, which are sorted by id.
         x0, y0, extent_px0: int32 [N], level-0 pixels.
         tissue: share of the tile that is tissue, float32 [N].
+        positions: of the rows in the table, int64 [N]; None where they are all of its rows.
         disagreeing: numbers of the slides that are left out because they are being replaced.
     """
 
     encoder_id: str
     grid_id: str
-    matrix: NDArray[np.float32]
+    version: int
+    dim: int
     tile_id: NDArray[np.int64]
     slide_no: NDArray[np.int32]
     slide_code: NDArray[np.int32]
@@ -47,10 +51,11 @@ class TileRows:
     y0: NDArray[np.int32]
     extent_px0: NDArray[np.int32]
     tissue: NDArray[np.float32]
+    positions: NDArray[np.int64] | None = None
     disagreeing: tuple[int, ...] = ()
 
     def __len__(self) -> int:
-        return int(self.matrix.shape[0])
+        return int(self.tile_id.size)
 
     @cached_property
     def tiles(self) -> pa.Table:
@@ -58,34 +63,119 @@ class TileRows:
         names = ("tile_id", "slide_no", "x0", "y0", "extent_px0", "tissue")
         return pa.table({name: getattr(self, name) for name in names})
 
+    @cached_property
+    def places(self) -> Places:
+        """What orders rows at equal distances."""
+        return Places(self.slide_code, self.y0, self.x0)
+
+    @cached_property
+    def _by_tile(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        order = np.argsort(self.tile_id)
+        return self.tile_id[order], order
+
+    def row_of(self, tile_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Row numbers of tile ids, -1 for those that are not searchable."""
+        if not len(self):
+            return np.full(tile_ids.size, -1, np.int64)
+        ordered, order = self._by_tile
+        at = np.minimum(np.searchsorted(ordered, tile_ids), ordered.size - 1)
+        return np.where(ordered[at] == tile_ids, order[at], -1)
+
     def recoded(self, slides: pa.Table) -> TileRows:
         """The same rows for a changed table of slides, sorted by id."""
         codes = slide_codes(slides)[self.slide_no].astype(np.int32)
         return replace(self, slide_code=codes)
 
+    @cached_property
+    def _by_slide(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        order = np.argsort(self.slide_code, kind="stable")
+        return order, self.slide_code[order]
+
     def of_slide(self, code: int) -> NDArray[np.int64]:
-        """Row numbers of one slide."""
-        return np.flatnonzero(self.slide_code == code)
+        """Row numbers of one slide, ascending."""
+        order, codes = self._by_slide
+        first, last = np.searchsorted(codes, [code, code + 1])
+        return order[first:last]
 
 
-def load_rows(
-    store: Store, encoder_id: str, grid_id: str, slides: pa.Table, memory_budget: int | None = None
-) -> TileRows:
-    """Read a vectors table, streamed into one matrix; rows of unfinished slides are left out.
+class TableVectors:
+    """The vectors of some rows, read from the table's version that the rows were read from.
+
+    Args:
+        store: that holds the table.
+        rows: whose vectors these are.
+    """
+
+    def __init__(self, store: Store, rows: TileRows) -> None:
+        self._store, self._version = store, rows.version
+        self._name = store.vectors_table_name(rows.encoder_id, rows.grid_id)
+        self._positions, self._count = rows.positions, len(rows)
+        self.dim = rows.dim
+
+    def __len__(self) -> int:
+        return self._count
+
+    def blocks(self) -> Iterator[NDArray[np.float32]]:
+        """All vectors in the order of the rows, some [m, dim] at a time; read-only.
+
+        Raises:
+            StoreError: the version is gone.
+        """
+        start = 0
+        for batch in self._store.scan(self._name, ["vector"], batch_rows=_BATCH_ROWS, version=self._version):
+            block = _matrix_of(batch["vector"], self.dim)
+            if self._positions is not None:
+                low, high = np.searchsorted(self._positions, (start, start + len(block)))
+                start += len(block)
+                if high - low < len(block):
+                    block = block[self._positions[low:high] - (start - len(block))]
+            yield block
+
+    def take(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Vectors of some rows, in their order [m, dim].
+
+        Raises:
+            StoreError: the version is gone.
+        """
+        offsets = rows if self._positions is None else self._positions[rows]
+        table = self._store.lance.take(self._name, offsets, ["vector"], self._version)
+        out = np.empty((len(rows), self.dim), np.float32)
+        filled = 0
+        for chunk in table["vector"].chunks:
+            out[filled : filled + len(chunk)] = _matrix_of(chunk, self.dim)
+            filled += len(chunk)
+        return out
+
+    def load(self) -> NDArray[np.float32]:
+        """All vectors in one matrix, float32 [N, dim], read-only.
+
+        Raises:
+            StoreError: the version is gone.
+        """
+        matrix = np.empty((self._count, self.dim), np.float32)
+        filled = 0
+        for block in self.blocks():
+            matrix[filled : filled + len(block)] = block
+            filled += len(block)
+        matrix.flags.writeable = False
+        return matrix
+
+
+def load_rows(store: Store, encoder_id: str, grid_id: str, slides: pa.Table) -> TileRows:
+    """Read what is known of each tile of a vectors table; rows of unfinished slides are left out.
 
     Args:
         slides: the cohort's slides, sorted by id.
-        memory_budget: most bytes to hold; None for half of what is free.
 
     Raises:
-        QueryError: the vectors do not fit the budget.
         StoreError: the table keeps changing while it is read.
     """
     name = store.vectors_table_name(encoder_id, grid_id)
     # A run may commit between the counting and the reading.
     for _ in range(_TRIES):
+        version = store.table_version(name)
         finished, disagreeing = finished_rows(store, name)
-        rows = _stream(store, name, encoder_id, grid_id, slides, finished, memory_budget)
+        rows = _read(store, name, version, encoder_id, grid_id, slides, finished)
         if rows is not None:
             return replace(rows, disagreeing=disagreeing)
     raise StoreError(
@@ -117,74 +207,40 @@ def finished_tiles(store: Store, grid_id: str) -> pa.Table:
     return tiles.filter(pc.is_in(tiles["slide_no"], value_set=pa.array(sorted(finished), pa.int32())))
 
 
-def available_memory() -> int:
-    """Bytes that this process may still take: free memory of the machine, or of its control group."""
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        free = int(fields["MemAvailable"].split()[0]) << 10
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and used.exists() and (text := limit.read_text().strip()).isdigit():
-        free = min(free, max(0, int(text) - int(used.read_text())))
-    return free
-
-
-def _stream(
-    store: Store,
-    name: str,
-    encoder_id: str,
-    grid_id: str,
-    slides: pa.Table,
-    promised: dict[int, int],
-    memory_budget: int | None,
+def _read(
+    store: Store, name: str, version: int, encoder_id: str, grid_id: str, slides: pa.Table, promised: dict[int, int]
 ) -> TileRows | None:
     """The rows of the promised slides; None where their number is not the promised one."""
-    dim = store.table_schema(name).field("vector").type.list_size
-    total = sum(promised.values())
-    _check_budget(total, dim, memory_budget)
     code_of = slide_codes(slides)
     wanted = np.fromiter(promised, np.int64, len(promised))
     if wanted.size and (wanted.max() >= code_of.size or (code_of[wanted] < 0).any()):
         return None
     finished = np.zeros(code_of.size, np.bool_)
     finished[wanted] = True
-    matrix = np.empty((total, dim), np.float32)
     kinds = {"tile_id": np.int64, "slide_no": np.int32, "x0": np.int32, "y0": np.int32, "tissue": np.float32}
-    columns: dict[str, NDArray] = {key: np.empty(total, kind) for key, kind in kinds.items()}
-    filled = 0
-    for batch in store.scan(name, [*kinds, "vector"], batch_rows=_BATCH_ROWS):
-        slide_no = batch["slide_no"].to_numpy()
-        kept = (slide_no < finished.size) & finished[np.minimum(slide_no, finished.size - 1)]
-        count = int(np.count_nonzero(kept))
-        if filled + count > total:
-            return None
-        part = slice(filled, filled + count)
-        vectors = batch["vector"].flatten().to_numpy(zero_copy_only=True).reshape(-1, dim)
-        whole = count == len(kept)
-        matrix[part] = vectors if whole else vectors[kept]
-        for key, column in columns.items():
-            values = batch[key].to_numpy()
-            column[part] = values if whole else values[kept]
-        filled += count
-    if filled != total:
+    read: dict[str, list[NDArray]] = {key: [np.empty(0, kind)] for key, kind in kinds.items()}
+    for batch in store.scan(name, list(kinds), batch_rows=_KEY_BATCH_ROWS, version=version):
+        for key, parts in read.items():
+            parts.append(batch[key].to_numpy())
+    columns: dict[str, Any] = {key: np.concatenate(parts) for key, parts in read.items()}
+    slide_no = columns["slide_no"]
+    kept = (slide_no < finished.size) & finished[np.minimum(slide_no, finished.size - 1)]
+    if int(np.count_nonzero(kept)) != sum(promised.values()):
         return None
+    positions = None if kept.all() else np.flatnonzero(kept)
+    if positions is not None:
+        columns = {key: column[positions] for key, column in columns.items()}
     columns["slide_code"] = code_of[columns["slide_no"]].astype(np.int32)
     columns["extent_px0"] = _extents(store, grid_id, code_of.size)[columns["slide_no"]]
-    for array in (matrix, *columns.values()):
+    for array in columns.values():
         array.flags.writeable = False
-    return TileRows(
-        encoder_id=encoder_id,
-        grid_id=grid_id,
-        matrix=matrix,
-        tile_id=columns["tile_id"],
-        slide_no=columns["slide_no"],
-        slide_code=columns["slide_code"],
-        x0=columns["x0"],
-        y0=columns["y0"],
-        extent_px0=columns["extent_px0"],
-        tissue=columns["tissue"],
-    )
+    dim = store.table_schema(name).field("vector").type.list_size
+    return TileRows(encoder_id=encoder_id, grid_id=grid_id, version=version, dim=dim, positions=positions, **columns)
+
+
+def _matrix_of(vectors: pa.FixedSizeListArray, dim: int) -> NDArray[np.float32]:
+    """A view of Arrow's vectors, float32 [m, dim], read-only."""
+    return vectors.flatten().to_numpy(zero_copy_only=True).reshape(-1, dim)
 
 
 def _extents(store: Store, grid_id: str, slides: int) -> NDArray[np.int32]:
@@ -203,14 +259,3 @@ def slide_codes(slides: pa.Table) -> NDArray[np.int64]:
     codes = np.full(int(numbers.max()) + 1 if numbers.size else 1, -1, np.int64)
     codes[numbers] = np.arange(numbers.size)
     return codes
-
-
-def _check_budget(rows: int, dim: int, memory_budget: int | None) -> None:
-    budget = available_memory() // 2 if memory_budget is None else memory_budget
-    needed = rows * (4 * dim + _KEY_BYTES)
-    if needed > budget:
-        raise QueryError(
-            f"{rows:,} vectors of {dim} numbers need {needed / 2**30:.2f} GiB of memory, "
-            f"the budget is {budget / 2**30:.2f} GiB.",
-            fix="Use a machine with more memory, raise memory_budget, or split the cohort into several stores.",
-        )

@@ -26,7 +26,8 @@ def test_results_are_frozen_and_carry_the_slides_columns(results):
     with pytest.raises(dataclasses.FrozenInstanceError):
         results.table = None
     names = results.table.column_names
-    assert names[:8] == ["rank", "tile_key", "slide_id", "x0", "y0", "extent_px0", "distance", "tissue"]
+    assert names[:7] == ["rank", "tile_key", "slide_id", "x0", "y0", "extent_px0", "distance"]
+    assert names[7:9] == ["percentile", "tissue"]
     assert {"organ", "age", "patient_id", "status"} <= set(names)
     assert "path" not in names
     frame = results.to_pandas()

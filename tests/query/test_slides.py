@@ -89,7 +89,7 @@ def test_a_point_without_a_tile_is_read_from_the_slide(drawn, tmp_path, monkeypa
     )
     results = cohort.search(PointQuery("s0", gap[0] + 64, gap[1] + 64), k=2, exclude=["slide"])
     assert writable == [True]
-    assert "the slide was read there" in results.plan.notes[0]
+    assert any("the slide was read there" in note for note in results.plan.notes)
     assert set(results.table["slide_id"].to_pylist()) == {"s1"}
     assert results.query_image.size == (64, 64)
     assert results.montage(tmp_path / "sheet.png").width > 0

@@ -8,7 +8,7 @@ import sys
 import typer
 
 from encoder.errors import HistoSeekError
-from ui.cli import analyse, demo, index, search, segment, store, system, train
+from ui.cli import analyse, build, demo, index, search, segment, store, system, train, upkeep
 
 app = typer.Typer(
     name="histoseek",
@@ -26,12 +26,14 @@ for command in (
     train.encoders,
     index.index,
     index.retry,
+    build.build,
     search.search,
     segment.segment,
     analyse.classify,
     analyse.evaluate,
     store.status,
     store.verify,
+    upkeep.maintain,
     store.sql,
     store.export,
     system.ui,

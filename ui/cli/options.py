@@ -43,3 +43,22 @@ def parse_point(text: str) -> tuple[int, int]:
         return round(float(x0)), round(float(y0))
     except (ValueError, OverflowError):
         raise UsageError(f"--at {text} is not X,Y.", "Give level-0 pixels, such as --at 12000,8400.") from None
+
+
+def parse_corners(text: str) -> tuple[tuple[float, float], ...]:
+    """Corners of a region written as X,Y,X,Y and so on, in level-0 pixels.
+
+    Raises:
+        UsageError: it is written otherwise.
+    """
+    from encoder.errors import UsageError
+
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) < 4 or len(numbers) % 2:
+        raise UsageError(
+            f"--region {text} is not X,Y,X,Y.", "Give two opposite corners in level-0 pixels, or those of a polygon."
+        )
+    return tuple(zip(numbers[::2], numbers[1::2], strict=True))

@@ -1,0 +1,69 @@
+"""How much of the true answer an approximate search finds, measured on rows of the table itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from query.engines.contract import Ask, Engine
+
+
+@dataclass(frozen=True)
+class Step:
+    """One setting of an approximate engine, and how good it was.
+
+    Attributes:
+        probes: lists looked into; None for all.
+        refine: rows whose vectors are compared, for each row wanted.
+        recall: mean share of the ten true neighbours that were found.
+        milliseconds: median time of a query.
+    """
+
+    probes: int | None
+    refine: int
+    recall: float
+    milliseconds: float
+
+
+def cheapest(steps: Sequence[Step], target: float) -> Step | None:
+    """The fastest step that reaches a recall; None where none does."""
+    good = [step for step in steps if step.recall >= target]
+    return min(good, key=lambda step: step.milliseconds) if good else None
+
+
+def held_out(rows: int, count: int, seed: int) -> NDArray[np.int64]:
+    """Rows that are asked for, each of them left out of its own answer; int64 [count], ascending."""
+    rng = np.random.default_rng(seed)
+    return np.sort(rng.choice(rows, min(rows, count), replace=False)).astype(np.int64)
+
+
+def neighbours(
+    engine: Engine, asks: Sequence[Ask], own: NDArray[np.int64], k: int, allowed: NDArray[np.bool_] | None = None
+) -> tuple[list[NDArray[np.int64]], list[float]]:
+    """Rows found for each query without the query's own row, and seconds of each.
+
+    Args:
+        engine: to ask.
+        asks: queries.
+        own: row of each, which is left out.
+        k: rows wanted.
+        allowed: True for the rows that may be found, bool [N].
+    """
+    found, seconds = [], []
+    started = perf_counter()
+    for ranking, row in zip(engine.rank(asks, allowed), own.tolist(), strict=True):
+        ranking.strike(np.array([row]))
+        found.append(ranking.best(k).rows)
+        seconds.append(perf_counter() - started)
+        started = perf_counter()
+    return found, seconds
+
+
+def mean_recall(found: Sequence[NDArray[np.int64]], truth: Sequence[NDArray[np.int64]], k: int) -> float:
+    """Mean share of the k true neighbours among the first k found; queries without any count as found."""
+    shares = [np.isin(true[:k], some[:k]).mean() if true.size else 1.0 for some, true in zip(found, truth, strict=True)]
+    return float(np.mean(shares)) if shares else 1.0
