@@ -88,18 +88,21 @@ class PinnedTables:
         if self._folder is None:
             return (0, self.version(name))
         try:
-            found = versions_folder(Path(self._folder), name).stat()
+            found = self._versions_folder(name).stat()
         except FileNotFoundError:
             return (0, 0)
         return (found.st_mtime_ns, found.st_ino)
 
-    def _local_stamp(self, name: str) -> tuple[int, int]:
+    def _versions_folder(self, name: str) -> Path:
         folder = self._folders.get(name)
         if folder is None:
             assert self._folder is not None
             folder = self._folders[name] = versions_folder(Path(self._folder), name)
+        return folder
+
+    def _local_stamp(self, name: str) -> tuple[int, int]:
         try:
-            found = folder.stat()
+            found = self._versions_folder(name).stat()
         except FileNotFoundError:
             return (0, 0)
         state = (found.st_mtime_ns, found.st_ino)

@@ -13,14 +13,12 @@ import pyarrow.dataset as pads
 from numpy.typing import NDArray
 
 from encoder.errors import StoreError
+from indexer.compaction import bytes_to_write, compactions
 from indexer.connection import Connection, is_local, plain_path
 from indexer.schema import FIXED_TABLES
 from indexer.table_files import count_versions, folder_bytes, table_folder
 
 __all__ = ["Tables", "is_local", "local_folder_state", "plain_path", "sql_in", "sql_text"]
-
-
-_FULL_FRAGMENT_ROWS = 1 << 20  # Lance's own target, by which it takes a file for small
 
 
 class Tables(Connection):
@@ -227,13 +225,9 @@ class Tables(Connection):
     def optimize_bytes(self, name: str) -> int:
         """Bytes that `optimize` may need beside the table, rather over than under; 0 where it has nothing to do."""
         with self._reading(name):
-            dataset, stale = self._latest(name), self._stale(name)
-            if not stale and not _compactions(dataset):
-                return 0
-            files = [file for fragment in dataset.get_fragments() for file in _rewritten(fragment)]
-            rows = sum(file.file_size_bytes or 0 for file in files)
-            # Merged with its tail an index is new, and once more where the rows that it points at move.
-            return rows + 2 * sum(_grown(index) for index in self.indices(name))
+            dataset = self._latest(name)
+            idle = not self._stale(name) and not compactions(dataset)
+            return 0 if idle else bytes_to_write(dataset, self.indices(name))
 
     def optimize(self, name: str) -> bool:
         """Add the rows that its indexes do not know yet to them, and join small files.
@@ -365,24 +359,6 @@ class Tables(Connection):
         if columns is not None:
             query = query.select(list(columns))
         return query if where is None else query.where(where)
-
-
-def _compactions(dataset: Any) -> int:
-    from lance.optimize import Compaction  # here: no other command plans one
-
-    return int(Compaction.plan(dataset, {}).num_tasks())
-
-
-def _rewritten(fragment: Any) -> list[Any]:
-    """Data files of a fragment that a compaction may write anew: a small one, or one with deleted rows."""
-    small = fragment.physical_rows < _FULL_FRAGMENT_ROWS
-    return list(fragment.data_files()) if small or fragment.num_deletions else []
-
-
-def _grown(index: Any) -> int:
-    """Bytes of an index once it knows all rows."""
-    known, unknown = index.num_indexed_rows or 0, index.num_unindexed_rows or 0
-    return int((index.size_bytes or 0) * (1 + unknown / max(known, 1)))
 
 
 def local_folder_state(uri: str) -> str:

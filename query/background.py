@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -40,12 +41,17 @@ class Background:
     basis: Basis
     sample: NDArray[np.float32]
 
+    @cached_property
+    def _steps(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Different quantiles, and the largest share that each stands for."""
+        ascending, last = np.unique(self.quantiles[::-1], return_index=True)
+        return ascending, _SHARES[::-1][last]
+
     def percentile(self, distances: NDArray[np.float64]) -> NDArray[np.float64]:
         """Percent of the pairs that are at most as distant, [m]; below what can be told it is 0."""
         if not self.pairs:
             return np.full(distances.shape, np.nan)
-        ascending, last = np.unique(self.quantiles[::-1], return_index=True)
-        shares = _SHARES[::-1][last]
+        ascending, shares = self._steps
         found = np.interp(distances, ascending, shares, left=0.0, right=1.0)
         return np.where(found < 1 / self.pairs, 0.0, 100 * found)
 

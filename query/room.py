@@ -188,8 +188,7 @@ class Room:
         if choice.engine == "faiss-gpu" and caches.faiss_gpu is not None:
             return caches.faiss_gpu
         if choice.engine == "faiss" and caches.faiss is not None and choice.step is not None:
-            index = caches.faiss
-            return FaissIvf(index.index, index.matrix, index.places, choice.step.probes or index.index.nlist)
+            return caches.faiss.probing(choice.step.probes)
         if choice.engine == "index" and choice.step is not None:
             self.warm("matrix")
             return LanceIvf(
@@ -342,8 +341,7 @@ def calibrate(index: FaissIvf, matrix: NDArray[np.float32]) -> tuple[Step, ...]:
     probes, lists = 4, int(index.index.nlist)
     while True:
         probes = min(probes, lists)
-        engine = FaissIvf(index.index, matrix, index.places, probes)
-        found, seconds = neighbours(engine, asks, own, 10)
+        found, seconds = neighbours(index.probing(probes), asks, own, 10)
         recall = mean_recall(found, truth, 10)
         steps.append(Step(probes, 1, recall, 1e3 * float(np.median(seconds))))
         if probes == lists or recall >= _CALIBRATION_RECALL:

@@ -17,7 +17,7 @@ from indexer.schema import split_vectors_name, tiles_table_name
 from indexer.store import Store
 from query.engines.contract import Places
 
-_BATCH_ROWS = 16_384
+_BATCH_ROWS = 4096
 _KEY_BATCH_ROWS = 1 << 18
 _TRIES = 3
 _BLOBS = frozenset({"thumb", "image"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
@@ -39,12 +39,14 @@ class FaissIvf:
         matrix: unit vectors, float32 [N, dim], for the ranking.
         places: of the rows.
         probes: lists looked into.
+        sizes: rows of each list, int64 [lists].
     """
 
     index: Any
     matrix: NDArray[np.float32]
     places: Places
     probes: int
+    sizes: NDArray[np.int64]
 
     @property
     def name(self) -> str:
@@ -69,7 +71,12 @@ class FaissIvf:
         index.train(np.ascontiguousarray(matrix[picked]))
         for start in range(0, rows, _ADD_ROWS):
             index.add(np.ascontiguousarray(matrix[start : start + _ADD_ROWS]))
-        return cls(index, matrix, places, min(probes, lists))
+        sizes = np.array([index.invlists.list_size(number) for number in range(lists)], np.int64)
+        return cls(index, matrix, places, min(probes, lists), sizes)
+
+    def probing(self, probes: int | None) -> FaissIvf:
+        """The same index with another number of lists looked into; None for all."""
+        return replace(self, probes=probes or int(self.index.nlist))
 
     def rank(self, asks: Sequence[Ask], allowed: NDArray[np.bool_] | None = None) -> Iterator[Ranking]:
         """See `Engine.rank`; rows that the probed lists do not hold are missed."""
@@ -91,9 +98,8 @@ class _IvfRanking:
 
     @property
     def scanned(self) -> int:
-        index = self._engine.index
-        _, lists = index.quantizer.search(self._unit, self._probes)
-        return sum(index.invlists.list_size(int(number)) for number in lists[0] if number >= 0)
+        _, lists = self._engine.index.quantizer.search(self._unit, self._probes)
+        return int(self._engine.sizes[lists[0][lists[0] >= 0]].sum())
 
     def best(self, count: int) -> Hits:
         index = self._engine.index

@@ -74,7 +74,7 @@ class Blocks:
 
 def every_list(matrix, places):
     index = FaissIvf.build(matrix, places)
-    return FaissIvf(index.index, matrix, places, index.index.nlist)
+    return index.probing(None)
 
 
 CPU = torch.device("cpu")
