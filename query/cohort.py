@@ -373,7 +373,8 @@ class Cohort:
                 seen = (self.store.lance.mark("meta"), *self.store.lance.stamp(_SMALL_TABLES))
             slides = self.store.slides().sort_by("slide_id")
             states = searchable_status(self.store, slides["slide_id"].to_pylist())
-            self._slides = slides.append_column("status", pa.array(states, pa.string()))
+            # In one chunk, from which rows are taken faster.
+            self._slides = slides.append_column("status", pa.array(states, pa.string())).combine_chunks()
             names = {row["encoder_id"]: row["name"] for row in self.encoders.to_pylist()}
             self._tables = tuple(
                 VectorTable(encoder_id, names.get(encoder_id, encoder_id), grid_id)

@@ -315,8 +315,7 @@ def test_views_of_corners_are_cut_from_the_quarter_that_their_bank_stands_for() 
     method.losses(Batch(tiles, torch.arange(ANCHORS), torch.Generator().manual_seed(0), 0.1, 1), "network")
     whole, corners = given
     assert whole.shape == (ANCHORS, 3, 64, 64) and corners.shape == (4 * ANCHORS, 3, 27, 27)
-    mean, std = method._mean.view(3, 1, 1), method._std.view(3, 1, 1)
-    pixels = (corners * std + mean).view(4, ANCHORS, 3, 27, 27)
+    pixels = method._scale.undo(corners).view(4, ANCHORS, 3, 27, 27)
     for number, value in enumerate(grey):
         # The middle of a view lies well inside the quarter; optical densities cost a little accuracy.
         assert (pixels[number, :, :, 6:21, 6:21] - value / 255).abs().max() < 0.01
