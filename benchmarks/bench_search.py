@@ -98,8 +98,8 @@ def exact_rows(room: Room, name: str, queries: Iterator[Any], repeats: int) -> l
         Row(f"{name}: half the rows allowed", ms["half"], "ms"),
         Row(f"{name}: a query in a batch of 32", ms["batch"] / 32, "ms"),
     ]
-    if room.warm("half", wait=True):
-        half = room._caches.half
+    if room.shelf.warm("half", wait=True):
+        half = room.shelf.get("half")
         times = interleave({"half": lambda: best(half, next(queries)), "pass": lambda: whole.sum()}, repeats)
         out.append(Row(f"{name}: bfloat16 scan / pass over memory", ratio(times, "half", "pass"), "x"))
     streaming = StreamingExact(room.vectors, rows.places)
@@ -120,9 +120,9 @@ def exact_rows(room: Room, name: str, queries: Iterator[Any], repeats: int) -> l
 
 def faiss_rows(cohort: Cohort, room: Room, name: str, own: NDArray[np.int64], repeats: int) -> list[Row]:
     """FAISS as searches use it against FAISS bare, at the setting that reaches the target."""
-    if not room.warm("faiss", wait=True):
+    if not room.shelf.warm("faiss", wait=True):
         return []
-    matrix, index, steps = room.matrix(), room._caches.faiss, room._caches.faiss_steps
+    matrix, index, steps = room.matrix(), room.shelf.get("faiss"), room.shelf.faiss_steps
     step = cheapest(steps, TARGET)
     if index is None or step is None or step.probes is None:
         return []

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -120,9 +121,10 @@ class Connection:
 
 
 def plain_path(uri: str) -> str:
-    """A URI, as a path where it is one of this machine's files."""
+    """A URI, as an absolute path where it is one of this machine's files: it still leads there from elsewhere."""
     scheme = "file://"
-    return unquote(uri.removeprefix(scheme)) if uri.startswith(scheme) else uri
+    path = unquote(uri.removeprefix(scheme)) if uri.startswith(scheme) else uri
+    return str(Path(path).absolute()) if is_local(path) else path
 
 
 def is_local(uri: str) -> bool:

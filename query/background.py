@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from query.filters import is_unknown
 
-Basis = Literal["patients", "slides", "tiles"]
+Basis = Literal["patients", "slides", "tiles", "query"]
 
 _SAMPLE_ROWS = 1024
 # Of every hundred random pairs one is nearer: a nearest hit beyond that says nothing of likeness.
@@ -32,7 +32,7 @@ class Background:
         quantiles: of the cosine distances at `_SHARES`, float64 [220], ascending.
         pairs: that were measured; no share below one of them can be told.
         basis: what the two tiles of a pair do not share: their patient; their slide, where there is one
-            patient; nothing but themselves, where there is one slide.
+            patient; nothing but themselves, where there is one slide. Or each is a random tile and the query.
         sample: vectors of random tiles, float32 [S, dim]; empty where they were not kept.
     """
 
@@ -67,10 +67,12 @@ class Background:
         if not len(self.sample):
             return self
         distances = 1 - (self.sample.astype(np.float64) @ units.T).max(axis=1)
-        return Background(_quantiles(distances), len(distances), "tiles", self.sample)
+        return Background(_quantiles(distances), len(distances), "query", self.sample)
 
     def describe(self) -> str:
         """In words, what a percentile counts."""
+        if self.basis == "query":
+            return "random tiles and the query"
         apart = {"patients": "of different patients", "slides": "of different slides", "tiles": ""}[self.basis]
         return f"random pairs of tiles {apart}".rstrip()
 

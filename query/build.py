@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +25,6 @@ from query.cards import CardLine, IndexCard
 from query.choice import VectorTable
 from query.cohort import Cohort
 from query.engines.contract import Ask, Engine
-from query.engines.lance_ivf import LanceIvf
-from query.engines.resident import ResidentExact
 from query.engines.streaming import StreamingExact
 from query.memory import available_memory
 from query.planner import Choice, Situation, choose_engine
@@ -96,7 +95,8 @@ def build_index(
     cohort = Cohort(store, memory_budget, device="cpu")
     table = cohort.choose(request.encoder, request.grid)
     name = store.vectors_table_name(table.encoder_id, table.grid_id)
-    rows = store.count(name)
+    # Rows of unfinished slides are in the table, but not to be found.
+    rows = len(cohort.room(table).rows)
     if rows < LEAST_ROWS:
         raise StoreError(
             f"{name} has {rows:,} rows, an index needs {LEAST_ROWS:,}.",
@@ -112,17 +112,23 @@ def build_index(
     with RunLock(store, "build", config, "cpu", None) as run:
         reporter.start("build", None, "steps")
         started = perf_counter()
+        # From here on no older card speaks for the index; the row without one is followed by the one with it.
+        store.lance.create("indexes", schema.INDEXES)
+        _append(store, {"table_name": name, "kind": request.kind, "rows": rows, "run_id": run.run_id})
         state = create_index(store, name, request.kind, request.partitions)
         seconds = perf_counter() - started
         reporter.advance(1, "index made")
         card = _measure(store, cohort, table, request, state, seconds, run.run_id, reporter)
         run.check()
-        store.lance.create("indexes", schema.INDEXES)
-        row = card.to_row() | {"at": datetime.now(UTC)}
-        store.lance.append("indexes", "indexes", pa.Table.from_pylist([row], schema=schema.INDEXES))
+        _append(store, card.to_row())
         reporter.finish()
         run.finish("finished", {"rows": rows, "partitions": state.partitions}, {"seconds": perf_counter() - started})
     return card
+
+
+def _append(store: Store, row: dict[str, Any]) -> None:
+    full = dict.fromkeys(schema.INDEXES.names) | row | {"at": datetime.now(UTC)}
+    store.lance.append("indexes", "indexes", pa.Table.from_pylist([full], schema=schema.INDEXES))
 
 
 def describe_estimate(needed: Estimate) -> str:
@@ -167,14 +173,15 @@ def _measure(
 ) -> IndexCard:
     """Ask rows of the store by index and exactly, and compare."""
     room = cohort.room(table)
-    exact = _exact(room)
+    exact = room.exact()
     own = held_out(len(room.rows), _QUERIES, _SEED)
     asks = [Ask(vector) for vector in room.take(own)]
     truth, _ = neighbours(exact, asks, own, 100)
     reporter.advance(1, "exact answers")
     steps: list[Step] = []
     for step in _settings(state.partitions):
-        found, times = neighbours(_by_index(room, step), asks, own, 10)
+        engine = room.by_index(step.probes, step.refine, state.partitions)
+        found, times = neighbours(engine, asks, own, 10)
         recall = mean_recall(found, truth, 10)
         steps.append(Step(step.probes, step.refine, recall, 1e3 * float(np.median(times))))
         reporter.advance(1, f"recall@10 {recall:.3f}")
@@ -182,7 +189,8 @@ def _measure(
             break
     background = room.background
     lines = [
-        _line(room, exact, asks, own, truth, share, steps, request.target_recall) for share in _SHARES
+        _line(room, exact, asks, own, truth, share, steps, state.partitions, request.target_recall)
+        for share in _SHARES
     ]  # fmt: skip
     return IndexCard(
         table=room.table,
@@ -218,6 +226,7 @@ def _line(
     truth: list[NDArray[np.int64]],
     share: float,
     steps: list[Step],
+    lists: int,
     target: float,
 ) -> CardLine:
     """Recall and time where a filter allows a random share of the rows, by the engine that a search would choose."""
@@ -234,28 +243,15 @@ def _line(
     choice = choose_engine(situation)
     if choice.engine == "streaming" and matching == count:
         choice = Choice("index", 0.0, "", max(steps, key=lambda step: step.recall))
-    engine = _by_index(room, choice.step) if choice.step is not None else StreamingExact(room.vectors, room.rows.places)
+    engine: Engine = StreamingExact(room.vectors, room.rows.places)
+    if choice.step is not None:
+        engine = room.by_index(choice.step.probes, choice.step.refine, lists)
     # Reading thousands of rows a hundred times would take most of the build.
     few = slice(None) if choice.step is not None else slice(None, None, 10)
     found, times = neighbours(engine, asks[few], own[few], 100, allowed)
     true = truth[few]
     first, ten, hundred = (mean_recall(found, true, k) for k in (1, 10, 100))
     return CardLine(share, engine.name, first, ten, hundred, 1e3 * float(np.median(times)))
-
-
-def _exact(room: Room) -> Engine:
-    """Exact search in memory where the vectors fit, else from disk."""
-    try:
-        return ResidentExact(room.matrix(), room.rows.places)
-    except QueryError:
-        return StreamingExact(room.vectors, room.rows.places)
-
-
-def _by_index(room: Room, step: Step) -> LanceIvf:
-    rows = room.rows
-    return LanceIvf(
-        room.store, room.table, rows.row_of, rows.slide_no, rows.places, step.probes, step.refine, rows.version
-    )
 
 
 def reached(card: IndexCard) -> Step | None:

@@ -116,9 +116,11 @@ def card_of_row(row: dict[str, Any], dim: int) -> IndexCard:
 
 
 def read_card(store: Store, table: str, dim: int) -> IndexCard | None:
-    """The newest card of a vectors table's index; None where it has no index, or one that nobody measured."""
+    """The card of a vectors table's index; None where it has no index, or one whose measurement did not end."""
     rows = [row for row in store.indexes().to_pylist() if row["table_name"] == table]
-    return card_of_row(rows[-1], dim) if rows and index_state(store, table) is not None else None
+    if not rows or rows[-1]["card"] is None or index_state(store, table) is None:
+        return None
+    return card_of_row(rows[-1], dim)
 
 
 def age_note(card: IndexCard, state: IndexState) -> str | None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from encoder.errors import QueryError
-from indexer.grid import Grid
+from indexer.grid import Grid, tile_key
 from indexer.store import Store, open_store
 from query.cards import IndexCard
 from query.choice import VectorTable, choose
@@ -23,7 +23,7 @@ from query.queries import ImageQuery, as_query
 from query.resolve import Probe, Sources, mean_direction, picture_tiles, resolve
 from query.results import Results, TilePlace, hit_table
 from query.room import Room
-from query.rows import finished_rows, load_rows
+from query.rows import finished_rows, load_rows, promised_rows
 from query.search import Answer, Request, answer
 from query.sql import run_sql
 from query.status import cohort_status, searchable_status
@@ -55,7 +55,7 @@ class _Kept:
 
     stamp: tuple[int, int]
     seen: tuple[Any, ...]
-    finished: dict[int, int]
+    promised: dict[int, int]
     room: Room
 
 
@@ -152,6 +152,7 @@ class Cohort:
 
         Raises:
             QueryError: the query cannot be answered as asked.
+            StoreError: the store cannot be read, or changed while it was.
         """
         options = {"per_patient": per_patient, "apart": apart, "target_recall": target_recall}
         request = Request(k, where, tuple(_names(exclude)), per_slide, **options)  # type: ignore[arg-type]
@@ -200,8 +201,9 @@ class Cohort:
         """
         room = self.room(self.choose(encoder, grid))
         room.matrix()
-        if index and not room.warm("faiss", wait=True):
-            raise QueryError(f"The index in memory could not be made: {room.failures.get('faiss', 'it was dropped')}")
+        if index and not room.shelf.warm("faiss", wait=True):
+            reason = room.shelf.failures.get("faiss", "it was dropped")
+            raise QueryError(f"The index in memory could not be made: {reason}")
 
     def vectors(
         self,
@@ -229,8 +231,12 @@ class Cohort:
                 data[name] = tiles[name]
             elif name in slides.column_names:
                 data[name] = slides[name].take(pa.array(codes))
+            elif name == "tile_key":
+                ids = slides["slide_id"].take(pa.array(codes)).to_pylist()
+                places = zip(ids, tiles["x0"].to_pylist(), tiles["y0"].to_pylist(), strict=True)
+                data[name] = pa.array([tile_key(*place) for place in places], pa.string())
             else:
-                known = [*tiles.column_names, *slides.column_names]
+                known = ["tile_key", *tiles.column_names, *slides.column_names]
                 raise QueryError(f"There is no column {name!r}.", nearest_name(name, known))
         matrix = (room.matrix() if picked is None else room.take(picked)).view()
         matrix.flags.writeable = False
@@ -341,17 +347,16 @@ class Cohort:
             kept = self._kept.get(table)
             if kept is not None and (kept.stamp, kept.seen) == (stamp, self._seen):
                 return kept.room
-            finished, _ = finished_rows(self.store, name)
-            if kept is not None and (kept.stamp, kept.finished) == (stamp, finished):
-                # Other slides or columns, the same vectors.
-                room = kept.room.recoded(kept.room.rows.recoded(self._slides), self._slides)
+            promised = promised_rows(self.store, name)
+            if kept is not None and (kept.stamp, kept.promised) == (stamp, promised):
+                room = kept.room.recoded(self._slides)  # other slides or columns, the same vectors
             else:
                 if kept is not None:
                     kept.room.close()  # before reading: two versions may not fit
                     del self._kept[table]
-                rows = load_rows(self.store, table.encoder_id, table.grid_id, self._slides)
+                rows = load_rows(self.store, table.encoder_id, table.grid_id, self._slides, promised)
                 room = Room(self.store, rows, self._slides, self._budget, self._device)
-            self._kept[table] = _Kept(stamp, self._seen, finished, room)
+            self._kept[table] = _Kept(stamp, self._seen, promised, room)
             return room
 
     def _refresh(self) -> None:

@@ -59,6 +59,11 @@ class MemoryBudget:
             self._held[key] = (size, drop)
             return True
 
+    def holds(self, key: Hashable) -> bool:
+        """Whether a cache has its room still."""
+        with self._lock:
+            return key in self._held
+
     def touch(self, key: Hashable) -> None:
         """Note that a cache was used."""
         with self._lock:

@@ -18,12 +18,13 @@ class Plan:
     Attributes:
         engine: what compared the vectors.
         why: it was chosen.
-        recall: share of the true answer that is expected; 1 where the answer is exact.
+        exact: whether the answer is exact whatever the vectors are.
+        recall: share of the true answer that is expected; 1 where it is exact.
         encoder_id, grid_id: whose vectors were searched.
         query: the query in words.
         rows_total: searchable tiles.
         rows_matching: tiles left after `where` and `exclude`.
-        rows_scanned: tiles whose distance, or an estimate of it, was computed.
+        rows_scanned: tiles whose distance, or an estimate of it, was computed; of an index about.
         excluded: slides left out by `exclude`.
         where: the filter as given, or None.
         percentiles: what the hits' percentiles count, in words.
@@ -33,6 +34,7 @@ class Plan:
 
     engine: str
     why: str
+    exact: bool
     recall: float
     encoder_id: str
     grid_id: str
@@ -47,7 +49,7 @@ class Plan:
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        recall = "1 (exact)" if self.recall >= 1 else f"{self.recall:.3f} (measured when the index was made)"
+        recall = "1 (exact)" if self.exact else f"{self.recall:.3f} (measured when the index was made)"
         lines = [
             f"query     {self.query}",
             f"vectors   {self.encoder_id} on {self.grid_id}",

@@ -18,6 +18,8 @@ FILTERED_RECALL = 0.99
 _FAISS_SHARE = 0.5
 # Rows that are fetched from disk by their numbers in about the time that the index takes for wide filters.
 FETCH_ROWS = 20_000
+# More hits than this take more time to refine than a pass over the table.
+_MOST_BY_INDEX = 10_000
 # Reading vectors from disk for the first search takes longer than the index needs: then it answers.
 _PATIENCE_SECONDS = 0.5
 # A scan of half the bytes saves too little of a search that is short anyway.
@@ -35,6 +37,7 @@ class Situation:
         resident: whether the vectors are in memory, could be, or are too large for the budget.
         exact_seconds: of one pass over the vectors in memory.
         load_seconds: of reading them into memory.
+        k: hits wanted.
         half: whether a half-precision copy is there.
         faiss_gpu: whether FAISS holds the vectors on the GPU.
         faiss: steps of the FAISS index in memory; empty where there is none.
@@ -48,6 +51,7 @@ class Situation:
     resident: Literal["ready", "fits", "too large"]
     exact_seconds: float
     load_seconds: float
+    k: int = 20
     half: bool = False
     faiss_gpu: bool = False
     faiss: Sequence[Step] = ()
@@ -75,6 +79,11 @@ class Choice:
     recall: float
     why: str
     step: Step | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether the answer is exact whatever the vectors are."""
+        return self.engine not in ("faiss", "index")
 
 
 def choose_engine(situation: Situation) -> Choice:
@@ -116,6 +125,8 @@ def _from_disk(situation: Situation) -> Choice:
         return replace(by_index, why=f"the vectors do not fit the memory budget; {by_index.why}")
     if situation.target_recall >= 1:
         why = "exact answers were asked for"
+    elif situation.k > _MOST_BY_INDEX:
+        why = "so many hits take an index longer than a pass over the table"
     elif situation.index_exists:
         why = "the index does not reach the asked recall"
     else:
@@ -124,7 +135,7 @@ def _from_disk(situation: Situation) -> Choice:
 
 
 def _by_index(situation: Situation) -> Choice | None:
-    if situation.target_recall >= 1:
+    if situation.target_recall >= 1 or situation.matching <= FETCH_ROWS or situation.k > _MOST_BY_INDEX:
         return None
     target = max(situation.target_recall, FILTERED_RECALL) if situation.filtered else situation.target_recall
     step = cheapest(situation.index, target)

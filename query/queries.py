@@ -87,7 +87,10 @@ class RegionQuery:
     corners: tuple[tuple[float, float], ...]
 
     def __post_init__(self) -> None:
-        flat = np.asarray(self.corners, np.float64)
+        try:
+            flat = np.asarray(self.corners, np.float64)
+        except (TypeError, ValueError):
+            flat = np.empty(0)
         if flat.ndim != 2 or flat.shape[1] != 2 or len(flat) < 2 or not np.isfinite(flat).all():
             raise QueryError(
                 f"A region has at least two corners x,y, got {self.corners!r}.",
@@ -178,7 +181,10 @@ def check_vector(vector: NDArray[np.floating], dim: int) -> NDArray[np.float64]:
     Raises:
         QueryError: another length, not finite, or zero.
     """
-    wide = np.asarray(vector, np.float64)
+    try:
+        wide = np.asarray(vector, np.float64)
+    except (TypeError, ValueError) as error:
+        raise QueryError(f"The query is no vector: {error}.", "Give one row of numbers.") from error
     if wide.shape != (dim,):
         raise QueryError(
             f"The query vector has shape {list(wide.shape)}, this encoder's vectors have {dim} numbers.",
@@ -188,7 +194,7 @@ def check_vector(vector: NDArray[np.floating], dim: int) -> NDArray[np.float64]:
         raise QueryError("The query vector is not finite: it holds NaN or infinity.", "Check where it came from.")
     if not wide.any():
         raise QueryError("The query vector is all zeros and has no direction.", "Check where it came from.")
-    return wide
+    return wide / np.abs(wide).max()  # or the squares of very large and small numbers would be lost
 
 
 def read_picture(source: Path | bytes | Image.Image, mpp: float | None = None) -> ImageQuery:

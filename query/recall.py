@@ -10,6 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from query.engines.contract import Ask, Engine
+from query.engines.faiss_ivf import FaissIvf
+
+_CALIBRATION_ROWS = 100
+_CALIBRATION_RECALL = 0.995
 
 
 @dataclass(frozen=True)
@@ -67,3 +71,20 @@ def mean_recall(found: Sequence[NDArray[np.int64]], truth: Sequence[NDArray[np.i
     """Mean share of the k true neighbours among the first k found; queries without any count as found."""
     shares = [np.isin(true[:k], some[:k]).mean() if true.size else 1.0 for some, true in zip(found, truth, strict=True)]
     return float(np.mean(shares)) if shares else 1.0
+
+
+def calibrate(index: FaissIvf, exact: Engine) -> tuple[Step, ...]:
+    """Measure recall and time of FAISS by the number of lists probed, against exact search."""
+    own = held_out(len(index.matrix), _CALIBRATION_ROWS, seed=1)
+    asks = [Ask(index.matrix[row]) for row in own.tolist()]
+    truth, _ = neighbours(exact, asks, own, 10)
+    steps: list[Step] = []
+    probes, lists = 4, int(index.index.nlist)
+    while True:
+        probes = min(probes, lists)
+        found, seconds = neighbours(index.probing(probes), asks, own, 10)
+        recall = mean_recall(found, truth, 10)
+        steps.append(Step(probes, 1, recall, 1e3 * float(np.median(seconds))))
+        if probes == lists or recall >= _CALIBRATION_RECALL:
+            return tuple(steps)
+        probes *= 2

@@ -12,14 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from encoder.errors import StoreError
 from indexer.schema import split_vectors_name, tiles_table_name
 from indexer.store import Store
 from query.engines.contract import Places
 
 _BATCH_ROWS = 4096
 _KEY_BATCH_ROWS = 1 << 18
-_TRIES = 3
 _BLOBS = frozenset({"thumb", "image"})
 
 
@@ -36,6 +34,7 @@ class TileRows:
         slide_code: int32 [N], the slide's row in the cohort's slides, which are sorted by id.
         x0, y0, extent_px0: int32 [N], level-0 pixels.
         tissue: share of the tile that is tissue, float32 [N].
+        table_rows: of the table, also those that are not searchable.
         positions: of the rows in the table, int64 [N]; None where they are all of its rows.
         disagreeing: numbers of the slides that are left out because they are being replaced.
     """
@@ -51,6 +50,7 @@ class TileRows:
     y0: NDArray[np.int32]
     extent_px0: NDArray[np.int32]
     tissue: NDArray[np.float32]
+    table_rows: int
     positions: NDArray[np.int64] | None = None
     disagreeing: tuple[int, ...] = ()
 
@@ -161,27 +161,59 @@ class TableVectors:
         return matrix
 
 
-def load_rows(store: Store, encoder_id: str, grid_id: str, slides: pa.Table) -> TileRows:
+def load_rows(store: Store, encoder_id: str, grid_id: str, slides: pa.Table, promised: dict[int, int]) -> TileRows:
     """Read what is known of each tile of a vectors table; rows of unfinished slides are left out.
 
     Args:
-        slides: the cohort's slides, sorted by id.
+        slides: the cohort's slides, sorted by id; rows of other slides are left out.
+        promised: what `promised_rows` gave, before.
 
     Raises:
-        StoreError: the table keeps changing while it is read.
+        StoreError: there is no such table.
     """
     name = store.vectors_table_name(encoder_id, grid_id)
-    # A run may commit between the counting and the reading.
-    for _ in range(_TRIES):
-        version = store.table_version(name)
-        finished, disagreeing = finished_rows(store, name)
-        rows = _read(store, name, version, encoder_id, grid_id, slides, finished)
-        if rows is not None:
-            return replace(rows, disagreeing=disagreeing)
-    raise StoreError(
-        f"{store.uri}: {name} changed each of the {_TRIES} times that it was read.",
-        fix="Wait for the run that writes it; `histoseek status` shows it.",
+    version = store.table_version(name)
+    kinds = {"tile_id": np.int64, "slide_no": np.int32, "x0": np.int32, "y0": np.int32, "tissue": np.float32}
+    read: dict[str, list[NDArray]] = {key: [np.empty(0, kind)] for key, kind in kinds.items()}
+    for batch in store.scan(name, list(kinds), batch_rows=_KEY_BATCH_ROWS, version=version):
+        for key, parts in read.items():
+            parts.append(batch[key].to_numpy())
+    columns: dict[str, Any] = {key: np.concatenate(parts) for key, parts in read.items()}
+    code_of = slide_codes(slides)
+    slide_no = columns["slide_no"]
+    table_rows = slide_no.size
+    held = np.bincount(slide_no, minlength=code_of.size)
+    known = {number: rows for number, rows in promised.items() if number < code_of.size and code_of[number] >= 0}
+    # What was promised was read before the rows: a slide that is being replaced has another number of rows now.
+    finished = np.zeros(held.size, np.bool_)
+    finished[[number for number, rows in known.items() if held[number] == rows]] = True
+    disagreeing = tuple(sorted(number for number in known if not finished[number]))
+    kept = finished[slide_no]
+    positions = None if kept.all() else np.flatnonzero(kept)
+    if positions is not None:
+        columns = {key: column[positions] for key, column in columns.items()}
+    columns["slide_code"] = code_of[columns["slide_no"]].astype(np.int32)
+    columns["extent_px0"] = _extents(store, grid_id, code_of.size)[columns["slide_no"]]
+    for array in columns.values():
+        array.flags.writeable = False
+    dim = store.table_schema(name).field("vector").type.list_size
+    return TileRows(
+        encoder_id=encoder_id,
+        grid_id=grid_id,
+        version=version,
+        dim=dim,
+        table_rows=table_rows,
+        positions=positions,
+        disagreeing=disagreeing,
+        **columns,
     )
+
+
+def promised_rows(store: Store, name: str) -> dict[int, int]:
+    """Rows that each finished slide has in a vectors table, by slide number; slides without any are left out."""
+    done = store.read("done", ["table_name", "slide_no", "rows"])
+    columns = (done[column].to_pylist() for column in ("table_name", "slide_no", "rows"))
+    return {slide: rows for table, slide, rows in zip(*columns, strict=True) if table == name and rows}
 
 
 def finished_rows(store: Store, name: str) -> tuple[dict[int, int], tuple[int, ...]]:
@@ -190,9 +222,7 @@ def finished_rows(store: Store, name: str) -> tuple[dict[int, int], tuple[int, .
     A slide disagrees while it is being replaced: its rows are not as many as it finished with. It counts
     as unfinished.
     """
-    done = store.read("done", ["table_name", "slide_no", "rows"])
-    columns = (done[column].to_pylist() for column in ("table_name", "slide_no", "rows"))
-    promised = {slide: rows for table, slide, rows in zip(*columns, strict=True) if table == name and rows}
+    promised = promised_rows(store, name)
     held = store.rows_per_slide(name)
     finished = {slide: rows for slide, rows in promised.items() if held.get(slide) == rows}
     return finished, tuple(sorted(promised.keys() - finished.keys()))
@@ -205,37 +235,6 @@ def finished_tiles(store: Store, grid_id: str) -> pa.Table:
     finished = {row["slide_no"] for row in done if (split_vectors_name(row["table_name"]) or ("", ""))[1] == grid_id}
     tiles = store.read(name, [column for column in store.table_schema(name).names if column not in _BLOBS])
     return tiles.filter(pc.is_in(tiles["slide_no"], value_set=pa.array(sorted(finished), pa.int32())))
-
-
-def _read(
-    store: Store, name: str, version: int, encoder_id: str, grid_id: str, slides: pa.Table, promised: dict[int, int]
-) -> TileRows | None:
-    """The rows of the promised slides; None where their number is not the promised one."""
-    code_of = slide_codes(slides)
-    wanted = np.fromiter(promised, np.int64, len(promised))
-    if wanted.size and (wanted.max() >= code_of.size or (code_of[wanted] < 0).any()):
-        return None
-    finished = np.zeros(code_of.size, np.bool_)
-    finished[wanted] = True
-    kinds = {"tile_id": np.int64, "slide_no": np.int32, "x0": np.int32, "y0": np.int32, "tissue": np.float32}
-    read: dict[str, list[NDArray]] = {key: [np.empty(0, kind)] for key, kind in kinds.items()}
-    for batch in store.scan(name, list(kinds), batch_rows=_KEY_BATCH_ROWS, version=version):
-        for key, parts in read.items():
-            parts.append(batch[key].to_numpy())
-    columns: dict[str, Any] = {key: np.concatenate(parts) for key, parts in read.items()}
-    slide_no = columns["slide_no"]
-    kept = (slide_no < finished.size) & finished[np.minimum(slide_no, finished.size - 1)]
-    if int(np.count_nonzero(kept)) != sum(promised.values()):
-        return None
-    positions = None if kept.all() else np.flatnonzero(kept)
-    if positions is not None:
-        columns = {key: column[positions] for key, column in columns.items()}
-    columns["slide_code"] = code_of[columns["slide_no"]].astype(np.int32)
-    columns["extent_px0"] = _extents(store, grid_id, code_of.size)[columns["slide_no"]]
-    for array in columns.values():
-        array.flags.writeable = False
-    dim = store.table_schema(name).field("vector").type.list_size
-    return TileRows(encoder_id=encoder_id, grid_id=grid_id, version=version, dim=dim, positions=positions, **columns)
 
 
 def _matrix_of(vectors: pa.FixedSizeListArray, dim: int) -> NDArray[np.float32]:

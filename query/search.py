@@ -95,8 +95,10 @@ def answer(
         kept = ~banned[0][rows.slide_code]
         allowed = kept if allowed is None else allowed & kept
     matching = len(rows) if allowed is None else int(np.count_nonzero(allowed))
+    # What each query of a batch excludes is struck out later, and a filter all the same.
+    least = matching - (max(int(np.count_nonzero(out[rows.slide_code])) for out in banned) if len(probes) > 1 else 0)
     clock.lap("filter")
-    choice = choose_engine(room.situation(matching, request.target_recall))
+    choice = choose_engine(room.situation(request.k, max(0, least), request.target_recall))
     engine = room.engine(choice)
     clock.lap("plan")
     asks = [Ask(vector, probe.row) for probe in probes for vector in probe.vectors]
@@ -140,11 +142,10 @@ def _finish(
     apart: bool,
     clock: Stopwatch,
 ) -> Answer:
-    background = room.background
-    several = probe.is_mean or len(probe.vectors) > 1
-    if several:
-        units = probe.vectors / np.linalg.norm(probe.vectors, axis=1, keepdims=True)
-        background = background.of_query(units)
+    if probe.is_mean or len(probe.vectors) > 1:
+        background = room.background_of(probe.vectors / np.linalg.norm(probe.vectors, axis=1, keepdims=True))
+    else:
+        background = room.background
     percentiles = background.percentile(hits.distances)
     others = percentiles if probe.row is None else percentiles[hits.rows != probe.row]
     nothing_close = bool(others.size) and bool(others[0] > NOTHING_CLOSE_PERCENT)
@@ -160,12 +161,14 @@ def _finish(
             if value is not None
         ]
         kept_back += [f"apart {request.apart:g}"] if apart else []
-        notes.append(shortage_note(len(hits), request.k, matching, len(room.rows), kept_back))
+        others_total = len(room.rows) - probe.own_rows.size
+        notes.append(shortage_note(len(hits), request.k, matching, others_total, kept_back))
     if choice.engine == "index" and room.index_note is not None:
         notes.append(room.index_note)
     plan = Plan(
         engine=engine,
         why=choice.why,
+        exact=choice.exact,
         recall=choice.recall,
         encoder_id=room.rows.encoder_id,
         grid_id=room.rows.grid_id,
@@ -175,7 +178,7 @@ def _finish(
         rows_scanned=ranking.scanned,
         excluded=int(np.count_nonzero(banned)),
         where=request.where,
-        percentiles="random tiles, by their distance to the query" if several else background.describe(),
+        percentiles=background.describe(),
         notes=tuple(notes),
         seconds=clock.seconds,
     )
@@ -207,4 +210,4 @@ def _is_count(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float | np.floating) and not isinstance(value, bool) and value == value
+    return isinstance(value, int | float | np.floating | np.integer) and not isinstance(value, bool) and value == value

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 
+from indexer.ann import IndexState, index_state
 from indexer.store import Store
 from query.choice import VectorTable
 
@@ -28,7 +30,7 @@ def searchable_status(store: Store, slide_ids: Sequence[str]) -> list[str]:
 
 
 def cohort_status(store: Store, slides: pa.Table, tables: Sequence[VectorTable]) -> dict[str, Any]:
-    """Counts of slides per status, rows per table, vectors, why slides are empty, open failures, the last run.
+    """Counts of slides per status, rows per table, vectors, indexes, why slides are empty, open failures, the last run.
 
     The result holds only what JSON can hold.
     """
@@ -36,10 +38,13 @@ def cohort_status(store: Store, slides: pa.Table, tables: Sequence[VectorTable])
     failures = store.quarantine(open_only=True).select(["slide_id", "phase", "tile_key", "message"]).to_pylist()
     reasons = store.slide_reasons()
     runs = store.runs().to_pylist()
+    names = store.tables()
+    newest = {row["table_name"]: row for row in store.indexes().to_pylist() if row["table_name"] in names}
+    newest = {name: row for name, row in newest.items() if row["card"] is not None}
     return {
         "store": store.uri,
         "slides": {status: counts.get(status, 0) for status in STATUSES},
-        "rows": {name: store.count(name) for name in store.tables()},
+        "rows": {name: store.count(name) for name in names},
         "vectors": [
             {
                 "encoder_id": table.encoder_id,
@@ -49,6 +54,7 @@ def cohort_status(store: Store, slides: pa.Table, tables: Sequence[VectorTable])
             }
             for table in tables
         ],
+        "indexes": [_index_row(row, index_state(store, row["table_name"])) for row in newest.values()],
         "empty": [
             {"slide_id": slide_id, "reasons": reasons.get(slide_id, {})}
             for slide_id, status in zip(slides["slide_id"].to_pylist(), slides["status"].to_pylist(), strict=True)
@@ -58,4 +64,18 @@ def cohort_status(store: Store, slides: pa.Table, tables: Sequence[VectorTable])
         "last_run": {key: str(runs[-1][key]) for key in ("run_id", "command", "status", "started_at")}
         if runs
         else None,
+    }
+
+
+def _index_row(row: dict[str, Any], state: IndexState | None) -> dict[str, Any]:
+    """What was measured of an index, and how many rows have come since."""
+    unfiltered = json.loads(row["card"])["lines"][0]
+    return {
+        "table": row["table_name"],
+        "kind": row["kind"],
+        "built": row["at"].isoformat(timespec="seconds"),
+        "rows_indexed": 0 if state is None else state.rows_indexed,
+        "rows_unindexed": None if state is None else state.rows_unindexed,
+        "recall_at_10": unfiltered["recall_at_10"],
+        "milliseconds": unfiltered["milliseconds"],
     }

@@ -44,16 +44,39 @@ class Apart:
     extent_px0: NDArray[np.int32]
     sides: float
 
-    def clashes(self, row: int, chosen: Sequence[int]) -> bool:
-        """Whether a row is too near to one that was chosen."""
-        reach = self.sides * int(self.extent_px0[row]) - _ROUNDING_PX0
-        for other in chosen:
-            if self.slide_code[other] == self.slide_code[row]:
-                dx = abs(int(self.x0[other]) - int(self.x0[row]))
-                dy = abs(int(self.y0[other]) - int(self.y0[row]))
-                if max(dx, dy) < reach:
-                    return True
+    def reach_px0(self, row: int) -> float:
+        """How near another hit may not be, level-0 pixels."""
+        return self.sides * int(self.extent_px0[row]) - _ROUNDING_PX0
+
+
+class _Taken:
+    """Hits so far, by cells of their slide: what may be too near to a row lies in its cell or those around it."""
+
+    def __init__(self, apart: Apart) -> None:
+        self._apart = apart
+        self._cells: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
+
+    def _cell(self, row: int) -> tuple[int, int, int]:
+        # All tiles of a slide have one extent, so a slide's cells have one size.
+        side = max(1.0, self._apart.reach_px0(row))
+        apart = self._apart
+        return int(apart.slide_code[row]), int(apart.x0[row] // side), int(apart.y0[row] // side)
+
+    def clashes(self, row: int) -> bool:
+        """Whether a row is too near to a hit."""
+        reach, (slide, column, line) = self._apart.reach_px0(row), self._cell(row)
+        x0, y0 = int(self._apart.x0[row]), int(self._apart.y0[row])
+        for i in (-1, 0, 1):
+            for j in (-1, 0, 1):
+                for other_x0, other_y0 in self._cells.get((slide, column + i, line + j), ()):
+                    if max(abs(other_x0 - x0), abs(other_y0 - y0)) < reach:
+                        return True
         return False
+
+    def add(self, row: int) -> None:
+        """Note a hit."""
+        place = int(self._apart.x0[row]), int(self._apart.y0[row])
+        self._cells.setdefault(self._cell(row), []).append(place)
 
 
 def choose_hits(ranking: Ranking, k: int, limits: Sequence[Limit] = (), apart: Apart | None = None) -> Hits:
@@ -72,10 +95,11 @@ def choose_hits(ranking: Ranking, k: int, limits: Sequence[Limit] = (), apart: A
     chosen: list[int] = []
     distances: list[float] = []
     used: list[dict[int, int]] = [{} for _ in limits]
+    taken = None if apart is None else _Taken(apart)
     block = _FIRST * k
     while len(chosen) < k:
         hits = ranking.best(block)
-        full = _take(hits, k, limits, apart, chosen, distances, used)
+        full = _take(hits, k, limits, taken, chosen, distances, used)
         if len(chosen) == k or len(hits) < block:
             break
         ranking.strike(hits.rows)
@@ -92,7 +116,7 @@ def _take(
     hits: Hits,
     k: int,
     limits: Sequence[Limit],
-    apart: Apart | None,
+    taken: _Taken | None,
     chosen: list[int],
     distances: list[float],
     used: list[dict[int, int]],
@@ -103,10 +127,12 @@ def _take(
         groups = [int(limit.group_of[row]) for limit in limits]
         if any(used[i].get(group, 0) >= limits[i].most for i, group in enumerate(groups)):
             continue
-        if apart is not None and apart.clashes(row, chosen):
+        if taken is not None and taken.clashes(row):
             continue
         chosen.append(row)
         distances.append(distance)
+        if taken is not None:
+            taken.add(row)
         for i, group in enumerate(groups):
             used[i][group] = used[i].get(group, 0) + 1
             if used[i][group] >= limits[i].most:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _RERANK_ROWS = 16_384
+
+Take = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Ask:
     def unit(self) -> NDArray[np.float64]:
         """The vector's direction."""
         wide = self.vector.astype(np.float64)
+        wide = wide / np.abs(wide).max()  # or the squares of very large and small numbers would be lost
         return wide / np.linalg.norm(wide)
 
 
@@ -90,7 +93,7 @@ class Engine(Protocol):
     def rank(self, asks: Sequence[Ask], allowed: NDArray[np.bool_] | None = None) -> Iterator[Ranking]:
         """Compare vectors with the table in as few passes over it as memory allows.
 
-        Use each ranking before the next is asked for.
+        The scores of a few queries are held at a time: where there are many, use each ranking before the next.
 
         Args:
             asks: the queries.
@@ -109,20 +112,20 @@ def exact_distances(unit: NDArray[np.float64], rows: NDArray[np.float32]) -> NDA
     return np.clip(1.0 - cosines, 0.0, 2.0)
 
 
-def rank_exactly(ask: Ask, rows: NDArray[np.int64], vectors: NDArray[np.float32], places: Places, count: int) -> Hits:
+def rank_exactly(ask: Ask, rows: NDArray[np.int64], take: Take, places: Places, count: int) -> Hits:
     """Order candidate rows by their exact distances and keep the first `count`.
 
     Args:
         ask: the query.
         rows: candidates, int64 [m].
-        vectors: of the candidates, float32 [m, dim].
+        take: vectors of rows, float32 [m, dim]; asked for a part of the candidates at a time.
         places: of all rows of the table.
     """
     distances = np.empty(rows.size, np.float64)
     unit = ask.unit
     for start in range(0, rows.size, _RERANK_ROWS):
         block = slice(start, start + _RERANK_ROWS)
-        distances[block] = exact_distances(unit, vectors[block])
+        distances[block] = exact_distances(unit, take(rows[block]))
     other = np.ones(rows.size, np.bool_)
     if ask.itself is not None:
         other = rows != ask.itself

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
@@ -58,6 +59,7 @@ class FaissGpuFlat:
     Args:
         matrix: unit vectors, float32 [N, dim]; stays in memory, for the ranking.
         places: of the rows.
+        device: number of the GPU.
 
     Raises:
         QueryError: FAISS cannot use the GPU.
@@ -65,7 +67,7 @@ class FaissGpuFlat:
 
     name = "FAISS flat on the GPU (float16), float64 ranking"
 
-    def __init__(self, matrix: NDArray[np.float32], places: Places) -> None:
+    def __init__(self, matrix: NDArray[np.float32], places: Places, device: int = 0) -> None:
         reason = why_not()
         if reason is not None:
             raise QueryError(f"FAISS cannot search on the GPU: {reason}.", "Install another FAISS wheel.")
@@ -73,6 +75,9 @@ class FaissGpuFlat:
         self.matrix, self.places = matrix, places
         options = faiss.GpuIndexFlatConfig()
         options.useFloat16 = True
+        options.device = device
+        # FAISS's memory on the GPU serves one search at a time.
+        self._lock = threading.Lock()
         self._resources = faiss.StandardGpuResources()
         self._index = faiss.GpuIndexFlatIP(self._resources, matrix.shape[1], options)
         for start in range(0, len(matrix), _ADD_ROWS):
@@ -88,13 +93,15 @@ class FaissGpuFlat:
             raise QueryError("FAISS on the GPU takes no filter.", "Search with another engine.")
         units = np.stack([ask.unit for ask in asks]).astype(np.float32)
         wanted = min(len(self.matrix), 256)
-        scores, found = self._index.search(units, wanted)
+        with self._lock:
+            scores, found = self._index.search(units, wanted)
         for i, ask in enumerate(asks):
             yield _FlatRanking(self, ask, units[i : i + 1], scores[i], found[i])
 
     def search(self, unit: NDArray[np.float32], wanted: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Scores and rows of the nearest, for one query [1, dim]."""
-        scores, found = self._index.search(unit, wanted)
+        with self._lock:
+            scores, found = self._index.search(unit, wanted)
         return scores[0], found[0]
 
 
@@ -122,7 +129,7 @@ class _FlatRanking:
                 return self._exhaustively(count)
             wanted = min(total, _MOST_WANTED, 4 * max(count, self._rows.size))
             self._scores, self._rows = self._engine.search(self._unit, wanted)
-        return rank_exactly(self._ask, rows, self._engine.matrix[rows], self._engine.places, count)
+        return rank_exactly(self._ask, rows, self._engine.matrix.__getitem__, self._engine.places, count)
 
     def strike(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> None:
         self._struck[rows] = True

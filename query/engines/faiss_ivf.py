@@ -30,7 +30,7 @@ def load_faiss() -> ModuleType:
     return faiss
 
 
-@dataclass(frozen=True)
+@dataclass
 class FaissIvf:
     """Looks into the lists nearest to the query; wider where a filter leaves too few rows there.
 
@@ -110,7 +110,7 @@ class _IvfRanking:
         while rows.size < count and self._probes < index.nlist:
             self._probes = min(index.nlist, self._probes * _WIDEN)
             rows = self._search(wanted)
-        return rank_exactly(self._ask, rows, self._engine.matrix[rows], self._engine.places, count)
+        return rank_exactly(self._ask, rows, self._engine.matrix.__getitem__, self._engine.places, count)
 
     def strike(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> None:
         if not self._owned:

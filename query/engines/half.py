@@ -9,11 +9,12 @@ import torch
 from numpy.typing import NDArray
 
 from encoder.errors import QueryError
-from query.engines.contract import Ask, Hits, Places, Ranking, rank_exactly
-from query.engines.scores import ScoredRanking, Take
+from query.engines.contract import Ask, Hits, Places, Ranking, Take, rank_exactly
+from query.engines.scores import ScoredRanking
 
-# Rounding a unit vector to bfloat16 moves a dot product by at most this; so does rounding the result.
-_ROUNDING = 2.0**-9
+# bfloat16 has 8 significant bits: rounding a unit vector moves a dot product by at most this, and so does
+# rounding the result.
+_ROUNDING = 2.0**-8
 _COPY_ROWS = 65_536
 _SCORE_BYTES = 1 << 30
 
@@ -39,7 +40,7 @@ class HalfExact:
         self, matrix: NDArray[np.float32], places: Places, device: torch.device, on_device: bool | None = None
     ) -> None:
         self.name = f"resident exact (bfloat16 scan on {device.type}, float64 ranking)"
-        self._matrix, self._places, self._device = matrix, places, device
+        self.matrix, self.places, self._device = matrix, places, device
         self._on_device = device.type != "cpu" if on_device is None else on_device
         count, dim = matrix.shape
         self._half = torch.empty((count, dim), dtype=torch.bfloat16, device=device)
@@ -61,7 +62,7 @@ class HalfExact:
         units = torch.from_numpy(np.stack([ask.unit for ask in asks]).astype(np.float32)).to(self._device)
         struck = None if allowed is None or allowed.all() else torch.from_numpy(~allowed).to(self._device)
         # A CPU multiplies a bfloat16 matrix with one vector faster than with several at a time.
-        group = 1 if self._device.type == "cpu" else max(1, _SCORE_BYTES // max(1, 4 * len(self._matrix)))
+        group = 1 if self._device.type == "cpu" else max(1, _SCORE_BYTES // max(1, 4 * len(self.matrix)))
         for start in range(0, len(asks), group):
             part = asks[start : start + group]
             scored = (self._half @ units[start : start + group].to(torch.bfloat16).T).float().T
@@ -71,21 +72,22 @@ class HalfExact:
                 yield self._ranking(ask, scores)
 
     def _ranking(self, ask: Ask, scores: torch.Tensor) -> Ranking:
-        take = self._matrix.__getitem__
+        take = self.matrix.__getitem__
         if self._on_device:
-            return _DeviceRanking(ask, scores.contiguous(), take, self._places, self._slack)
-        return ScoredRanking(ask, scores.contiguous().numpy(), None, take, self._places, self._slack)
+            return _DeviceRanking(ask, scores.contiguous(), take, self.places, self._slack)
+        return ScoredRanking(ask, scores.contiguous().numpy(), None, take, self.places, self._slack)
 
     def _check(self, error: float) -> None:
         """Compare scores of a few rows with float64: a device may sum in less than float32."""
-        if not len(self._matrix):
+        if not len(self.matrix):
             return
-        rows = np.unique(np.linspace(0, len(self._matrix) - 1, 256).astype(np.int64))
-        exact = self._matrix[rows].astype(np.float64)
+        rows = np.unique(np.linspace(0, len(self.matrix) - 1, 256).astype(np.int64))
+        exact = self.matrix[rows].astype(np.float64)
         half = self._half[torch.from_numpy(rows).to(self._device)]
-        for row in (0, len(rows) // 2, len(rows) - 1):
-            found = (half @ half[row]).float().cpu().numpy()
-            off = float(np.abs(found - exact @ exact[row]).max())
+        picked = [0, len(rows) // 2, len(rows) - 1]
+        # One query and several are multiplied by different programs.
+        for found, asked in (((half @ half[0])[:, None], picked[:1]), (half @ half[picked].T, picked)):
+            off = float(np.abs(found.float().cpu().numpy() - exact @ exact[asked].T).max())
             if off > error:
                 raise QueryError(
                     f"{self._device} multiplies bfloat16 with errors of {off:.4f}, more than {error:.4f}.",
@@ -109,7 +111,7 @@ class _DeviceRanking:
         floor = self._scores.topk(min(count, self._scores.numel())).values[-1]
         near = (self._scores >= floor - self._slack) & (self._scores > -torch.inf)
         rows = near.nonzero()[:, 0].cpu().numpy()
-        return rank_exactly(self._ask, rows, self._take(rows), self._places, count)
+        return rank_exactly(self._ask, rows, self._take, self._places, count)
 
     def strike(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> None:
         self._scores[torch.from_numpy(np.ascontiguousarray(rows)).to(self._scores.device)] = -torch.inf

@@ -33,6 +33,8 @@ class LanceIvf:
         places: of the rows.
         probes: lists looked into; None for all.
         refine: rows whose stored vectors are compared, for each row wanted.
+        lists: of the index.
+        table_rows: of the table, also those that may not be seen.
         version: of the table; None for the latest.
     """
 
@@ -43,6 +45,8 @@ class LanceIvf:
     places: Places
     probes: int | None
     refine: int
+    lists: int
+    table_rows: int
     version: int | None = None
 
     @property
@@ -53,11 +57,11 @@ class LanceIvf:
 
     def rank(self, asks: Sequence[Ask], allowed: NDArray[np.bool_] | None = None) -> Iterator[Ranking]:
         """See `Engine.rank`; rows that the probed lists do not hold are missed."""
-        where, share = self._prefilter(allowed)
+        where, share = self.prefilter(allowed)
         for ask in asks:
             yield _LanceRanking(self, ask, allowed, where, share)
 
-    def _prefilter(self, allowed: NDArray[np.bool_] | None) -> tuple[str | None, float]:
+    def prefilter(self, allowed: NDArray[np.bool_] | None) -> tuple[str | None, float]:
         """A filter by slides that holds for all allowed rows, and the share of allowed rows among its rows."""
         if allowed is None:
             return None, 1.0
@@ -79,29 +83,38 @@ class _LanceRanking:
         self._allowed, self._owned = allowed, False
         self._struck = 0
         self._probes = engine.probes
-        self._seen = 0
 
     @property
     def scanned(self) -> int:
-        return self._seen
+        """About as many rows as the probed lists hold."""
+        engine = self._engine
+        share = 1.0 if self._probes is None else min(1.0, self._probes / max(1, engine.lists))
+        return round(share * engine.slide_no.size)
 
     def best(self, count: int) -> Hits:
         total = self._engine.slide_no.size
-        if count < 1 or not total:
+        if count < 1 or not total or (self._allowed is not None and not self._allowed.any()):
             return Hits.none()
         # With a filter the share of allowed rows near the query is not known, so some more are asked for.
         spare = _SPARE if self._share < 1 else 1.0
-        wanted = int(np.ceil(spare * (count + self._struck) / self._share))
+        wanted = min(self._engine.table_rows, int(np.ceil(spare * (count + self._struck) / self._share)))
         while True:
             rows, vectors, given = self._ask_index(wanted)
-            # Fewer than asked for, from all lists: there are no more.
-            if rows.size >= count or (given < wanted and self._probes is None):
+            all_lists = self._probes is None or self._probes >= self._engine.lists
+            # All there are, from all lists: there are no more.
+            if rows.size >= count or (all_lists and (given < wanted or wanted >= self._engine.table_rows)):
                 break
-            self._probes = None if self._probes is None or given >= wanted else self._probes * _WIDEN
-            if self._probes is not None and self._probes > 4096:
+            if given < wanted and not all_lists and self._probes is not None:
+                self._probes *= _WIDEN
+            elif wanted < self._engine.table_rows:
+                wanted = min(self._engine.table_rows, wanted * _WIDEN)
+            else:
                 self._probes = None
-            wanted = wanted * _WIDEN if given >= wanted else wanted
-        return rank_exactly(self._ask, rows, vectors, self._engine.places, count)
+        order = np.argsort(rows)
+        rows, vectors = rows[order], vectors[order]
+        return rank_exactly(
+            self._ask, rows, lambda part: vectors[np.searchsorted(rows, part)], self._engine.places, count
+        )
 
     def strike(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> None:
         if not self._owned:
@@ -109,9 +122,14 @@ class _LanceRanking:
             self._allowed = np.ones(size, np.bool_) if self._allowed is None else self._allowed.copy()
             self._owned = True
         assert self._allowed is not None
-        before = int(np.count_nonzero(self._allowed))
-        self._allowed[rows] = False
-        self._struck += before - int(np.count_nonzero(self._allowed))
+        if rows.dtype == np.bool_:
+            # Whole slides, mostly: a filter of its own, so that their rows are not asked for in vain.
+            self._allowed[rows] = False
+            self._where, self._share = self._engine.prefilter(self._allowed)
+            self._struck = 0
+        else:
+            self._struck += int(np.count_nonzero(self._allowed[rows]))
+            self._allowed[rows] = False
 
     def _ask_index(self, wanted: int) -> tuple[NDArray[np.int64], NDArray[np.float32], int]:
         engine = self._engine
@@ -119,7 +137,6 @@ class _LanceRanking:
             engine.store, engine.table, self._ask.unit.astype(np.float32), wanted,
             self._probes, engine.refine, self._where, engine.version,
         )  # fmt: skip
-        self._seen += len(found.tile_id)
         rows = engine.row_of(found.tile_id)
         seen = rows >= 0
         if self._allowed is not None:

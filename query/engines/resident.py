@@ -32,7 +32,7 @@ class ResidentExact:
     name = "resident exact (float32 scan, float64 ranking)"
 
     def __init__(self, matrix: NDArray[np.float32], places: Places, workers: int | None = None) -> None:
-        self._matrix, self._places = matrix, places
+        self.matrix, self.places = matrix, places
         cores = os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()
         self._workers = workers or cores or 1
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="scan")
@@ -43,7 +43,7 @@ class ResidentExact:
         """See `Engine.rank`; the scores of a few queries at a time are held, so use each before the next."""
         rows, mask = split_allowed(allowed, _GATHER_BELOW)
         units = np.stack([ask.unit for ask in asks]).astype(np.float32)
-        count = len(self._matrix) if rows is None else rows.size
+        count = len(self.matrix) if rows is None else rows.size
         group = max(1, _SCORE_BYTES // max(1, 4 * count))
         for start in range(0, len(asks), group):
             part = units[start : start + group]
@@ -51,15 +51,15 @@ class ResidentExact:
             for ask, scores in zip(asks[start : start + group], scored, strict=True):
                 if mask is not None:
                     np.putmask(scores, ~mask, -np.inf)
-                yield ScoredRanking(ask, scores, rows, self._matrix.__getitem__, self._places, self._slack)
+                yield ScoredRanking(ask, scores, rows, self.matrix.__getitem__, self.places, self._slack)
 
     def _scan(self, query: NDArray[np.float32], rows: NDArray[np.int64] | None) -> NDArray[np.float32]:
         """Dot products of `query` with all rows or with `rows`, float32 [n]."""
-        count = self._matrix.shape[0] if rows is None else rows.size
+        count = self.matrix.shape[0] if rows is None else rows.size
         scores = np.empty(count, np.float32)
 
         def scan_block(block: slice) -> None:
-            part = self._matrix[block] if rows is None else self._matrix[rows[block]]
+            part = self.matrix[block] if rows is None else self.matrix[rows[block]]
             # Measured: in threads einsum reads memory at about twice the rate of BLAS gemv.
             np.einsum("ij,j->i", part, query, out=scores[block])
 
@@ -73,11 +73,11 @@ class ResidentExact:
 
     def _scan_many(self, queries: NDArray[np.float32], rows: NDArray[np.int64] | None) -> NDArray[np.float32]:
         """Dot products of queries [B, dim], float32 [B, n]: one pass over the rows, threads are BLAS's own."""
-        count = self._matrix.shape[0] if rows is None else rows.size
+        count = self.matrix.shape[0] if rows is None else rows.size
         scores = np.empty((len(queries), count), np.float32)
         for start in range(0, count, 8192):
             block = slice(start, min(start + 8192, count))
-            part = self._matrix[block] if rows is None else self._matrix[rows[block]]
+            part = self.matrix[block] if rows is None else self.matrix[rows[block]]
             np.matmul(queries, part.T, out=scores[:, block])
         return scores
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
 
-from query.engines.contract import Ask, Hits, Places, rank_exactly
+from query.engines.contract import Ask, Hits, Places, Take, rank_exactly
 
 # A pass over 64 scores costs as much as one over their maximum, so the k-th best of the groups' maxima
 # gives a lower bound of the k-th best score without sorting all of them.
 _GROUP = 64
-
-Take = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 
 
 class ScoredRanking:
@@ -54,7 +50,7 @@ class ScoredRanking:
             return Hits.none()
         found = self._candidates(min(count, self._scores.size))
         rows = found if self._rows is None else self._rows[found]
-        return rank_exactly(self._ask, rows, self._take(rows), self._places, count)
+        return rank_exactly(self._ask, rows, self._take, self._places, count)
 
     def strike(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> None:
         """See `Ranking.strike`."""

@@ -111,8 +111,25 @@ def test_a_region_asks_for_the_nearest_of_its_tiles(written, memory, disk):
         assert results.table["tile_key"].to_pylist() == [written.key(row) for row in order]
         np.testing.assert_allclose(results.table["distance"], distance[order], atol=1e-6)
         assert "8 tiles" in results.plan.query and results.plan.rows_matching == len(written.matrix) - 8
-        assert "random tiles" in results.plan.percentiles
+        assert results.plan.percentiles == "random tiles and the query"
+        np.testing.assert_array_equal(results.table["percentile"], memory.search(region, k=10).table["percentile"])
     assert "s1" not in cohort.search(region, k=10, exclude=["slide"]).table["slide_id"].to_pylist()
+
+
+def test_a_store_named_from_here_is_found_from_elsewhere(written, monkeypatch):
+    monkeypatch.chdir(written.path.parent)
+    cohort = open_cohort("store")
+    monkeypatch.chdir("/")
+    assert len(cohort.search("s1@0,0", k=3)) == 3 and cohort.store.lance.mark("meta") != (0, 0)
+
+
+def test_quick_searches_have_nothing_made_beside_them(written):
+    cohort = open_cohort(str(written.path))
+    for _ in range(4):
+        cohort.search("s1@0,0")
+    room = cohort.room(cohort.choose())
+    if room._slow < 2:  # on a machine that is not overloaded
+        assert not room.shelf._working and not room.shelf.failures and not room.shelf.has("half")
 
 
 def test_a_polygon_holds_what_lies_in_it(memory):
@@ -205,18 +222,18 @@ def test_the_in_memory_index_is_made_beside_searches_and_forgotten_with_its_tabl
     results = cohort.search("s3@256,256", k=5, target_recall=0.5)
     assert results.plan.engine.startswith("FAISS IVF") and results.plan.recall >= 0.5
     assert "recall was measured" in results.plan.why
-    assert room.warm("faiss") and room._caches.faiss_steps[-1].recall >= 0.99
+    assert room.shelf.warm("faiss") and room.shelf.faiss_steps[-1].recall >= 0.99
     truth = {row["tile_key"] for row in found(cohort.search("s3@256,256", k=5, target_recall=1))}
     assert len(truth & {row["tile_key"] for row in found(results)}) >= 2
     room.close()
-    assert not room._made("faiss") and cohort._budget.held == 0
+    assert not room.shelf.has("faiss") and cohort._budget.held == 0
 
 
 def test_a_half_precision_copy_answers_the_same(written, memory):
     cohort = open_cohort(str(written.path), device="cpu")
     room = cohort.room(cohort.choose())
-    if not room.warm("half", wait=True):
-        pytest.skip(room.failures["half"])
+    if not room.shelf.warm("half", wait=True):
+        pytest.skip(room.shelf.failures["half"])
     for options in OPTIONS:
         results = cohort.search("s2@384,640", **options)
         assert found(results) == found(memory.search("s2@384,640", **options))
@@ -227,8 +244,8 @@ def test_what_is_only_faster_never_drops_the_vectors(written):
     cohort = open_cohort(str(written.path), memory_budget=7 * SIDE * SIDE * 4 * 16, device="cpu")
     room = cohort.room(cohort.choose())
     room.matrix()
-    assert not room.warm("faiss", wait=True) and "memory budget" in room.failures["faiss"]
-    assert room._made("matrix")
+    assert not room.shelf.warm("faiss", wait=True) and "memory budget" in room.shelf.failures["faiss"]
+    assert room.shelf.has("vectors")
     with pytest.raises(QueryError, match="could not be made"):
         cohort.warm(index=True)
 
@@ -326,7 +343,7 @@ def test_build_refuses_what_there_is_no_room_for(written, monkeypatch):
 
 def test_build_refuses_a_store_of_few_rows_and_writes_nothing(small):
     before = open_store(str(small.path)).count("runs")
-    with pytest.raises(StoreError, match="252 rows, an index needs 1,000"):
+    with pytest.raises(StoreError, match="216 rows, an index needs 1,000"):
         build_index(str(small.path), BuildRequest(), SilentReporter())
     store = open_store(str(small.path))
     assert store.count("runs") == before and store.indexes().num_rows == 0

@@ -30,13 +30,18 @@ class Ordered:
         self._struck.update((np.flatnonzero(rows) if rows.dtype == np.bool_ else rows).tolist())
 
 
+def too_near(apart, row, other):
+    gap = max(abs(int(apart.x0[row]) - int(apart.x0[other])), abs(int(apart.y0[row]) - int(apart.y0[other])))
+    return apart.slide_code[row] == apart.slide_code[other] and gap < apart.sides * int(apart.extent_px0[row]) - 2
+
+
 def walk(order, k, limits, apart):
     chosen, used = [], [{} for _ in limits]
     for row in order:
         groups = [int(limit.group_of[row]) for limit in limits]
         if any(used[i].get(group, 0) >= limits[i].most for i, group in enumerate(groups)):
             continue
-        if apart is not None and apart.clashes(row, chosen):
+        if apart is not None and any(too_near(apart, row, other) for other in chosen):
             continue
         chosen.append(row)
         for i, group in enumerate(groups):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def test_a_picture_of_a_tile_finds_the_tile(
 def test_text_output_is_a_table(histoseek: Callable, tiny_store: Path, some_tile: str) -> None:
     outcome = histoseek("search", "--store", tiny_store, "--tile", some_tile, "-k", 2)
     lines = outcome.out.splitlines()
-    assert lines[0].split() == ["rank", "slide_id", "x0", "y0", "extent_px0", "distance"]
+    assert lines[0].split() == ["rank", "slide_id", "x0", "y0", "extent_px0", "distance", "percentile"]
     assert lines[2].split()[0] == "1"
 
 
@@ -207,3 +208,64 @@ def test_sql_shows_every_column_and_only_what_json_can_hold(histoseek: Callable,
     (row,) = document["rows"]
     assert (row["a"], row["a_1"], row["r"], row["b"], row["l"]) == (1, 2, None, "78", [1.5, None])
     assert histoseek("sql", "--store", tiny_store, "SELECT * FROM slides s JOIN tiles t USING (slide_id)").code == 0
+
+
+def test_a_region_and_examples(histoseek: Callable, tiny_store: Path, some_tile: str) -> None:
+    slide, _, place = some_tile.partition("@")
+    x0, y0 = map(int, place.split(","))
+    region = f"{x0 - 10},{y0 - 10},{x0 + 600},{y0 + 600}"
+    by_region = read(
+        histoseek("search", "--store", tiny_store, "--slide", slide, "--region", region, "-k", 4, "--json")
+    )
+    assert some_tile not in {hit["tile_key"] for hit in by_region["hits"]} and len(by_region["hits"]) == 4
+    assert "a region of" in by_region["plan"]["query"]
+    other = by_region["hits"][0]["tile_key"]
+    like = read(histoseek("search", "--store", tiny_store, "--tile", some_tile, "--tile", other, "-k", 3, "--json"))
+    assert like["plan"]["query"] == "2 examples"
+    assert not {some_tile, other} & {hit["tile_key"] for hit in like["hits"]}
+    unlike = read(histoseek("search", "--store", tiny_store, "--tile", some_tile, "--unlike", other, "-k", 3, "--json"))
+    assert unlike["plan"]["query"] == "1 example less 1"
+    assert all(0 <= hit["percentile"] <= 100 for hit in unlike["hits"])
+
+
+def test_a_search_explains_itself(histoseek: Callable, tiny_store: Path, some_tile: str) -> None:
+    text = histoseek("search", "--store", tiny_store, "--tile", some_tile, "-k", 2, "--per-patient", 1, "--explain").out
+    for word in ("engine    resident exact", "because   ", "recall    1 (exact)", "time      load "):
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--slide", "x", "--region", "1,2,3"], "is not X,Y,X,Y"),
+        (["--slide", "x", "--region", "1,2,3,4", "--at", "1,2"], "one place"),
+        (["--region", "1,2,3,4"], "a place needs its slide"),
+        (["--unlike", "s@0,0"], "one query"),
+        (["--tile", "{tile}", "--target-recall", "2"], "target_recall"),
+        (["--tile", "{tile}", "--apart", "-1"], "apart"),
+        (["--tile", "{tile}", "--where", "orgn = 1"], "no column 'orgn'"),
+        (["--tile", "{tile}", "-k", "0"], "k is a whole number"),
+    ],
+)
+def test_searches_that_are_refused(
+    histoseek: Callable, tiny_store: Path, some_tile: str, arguments: list[str], says: str
+) -> None:
+    outcome = histoseek("search", "--store", tiny_store, *(item.format(tile=some_tile) for item in arguments))
+    assert outcome.code == 2 and says in outcome.err and "Traceback" not in outcome.err
+
+
+def test_build_refuses_a_small_store_and_maintain_keeps_it(
+    histoseek: Callable, tiny_store: Path, some_tile: str, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(tiny_store, store)
+    refused = histoseek("build", "--store", store)
+    assert refused.code == 1 and "an index needs 1,000" in refused.err
+    assert histoseek("build", "--store", store, "--kind", "hnsw").code == 2
+    search = ("search", "--store", store, "--tile", some_tile, "-k", 8, "--json")
+    before = read(histoseek(*search))["hits"]
+    report = read(histoseek("maintain", "--store", store, "--keep-days", 0, "--json"))
+    assert report["exit_code"] == 0 and report["failed"] == []
+    assert read(histoseek(*search))["hits"] == before
+    assert read(histoseek("status", "--store", store, "--json"))["indexes"] == []
+    assert histoseek("verify", "--store", store, "--no-slides").code == 0

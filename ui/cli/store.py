@@ -23,6 +23,13 @@ def status(store: options.Store, json_output: options.Json = False) -> None:
     say_table(["slides", "count"], report["slides"].items())
     say("")
     say_table(["table", "rows"], report["rows"].items())
+    for row in report["indexes"]:
+        tail = "dropped since" if row["rows_unindexed"] is None else f"{row['rows_unindexed']:,} rows came since"
+        say("")
+        say(
+            f"{row['kind']} index of {row['table']}, built {row['built'][:10]}: recall@10 {row['recall_at_10']:.3f}, "
+            f"{row['milliseconds']:.1f} ms a query when it was measured; {tail}"
+        )
     for row in report["empty"]:
         why = ", ".join(f"{count} tiles {reason}" for reason, count in row["reasons"].items())
         say(f"empty {row['slide_id']}: {why or 'no tile fits on it'}")
@@ -66,7 +73,9 @@ def verify(
 
 def sql(
     store: options.Store,
-    query: Annotated[str, typer.Argument(help="One SELECT over slides, tiles, annotations, runs, quarantine.")],
+    query: Annotated[
+        str, typer.Argument(help="One SELECT over slides, tiles, annotations, runs, quarantine, indexes.")
+    ],
     json_output: options.Json = False,
 ) -> None:
     """Ask the store's tables in SQL (read only)."""

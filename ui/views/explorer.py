@@ -183,12 +183,20 @@ def _show(results: Results, place: str) -> str | None:
             "rank": row["rank"],
             "slide_id": row["slide_id"],
             "tile_key": row["tile_key"],
-            "caption": f"distance {row['distance']:.3f}",
+            "caption": _how_near(row["distance"], row["percentile"]),
             "image": data_uri(thumb) if thumb else "",
         }
         for row, thumb in zip(rows, results.thumbnails(), strict=True)
     ]
     return gallery(f"gallery-{place}", hits)
+
+
+def _how_near(distance: float, percentile: float | None) -> str:
+    """A distance, and how rare one so small is among random pairs of tiles."""
+    if percentile is None:
+        return f"distance {distance:.3f}"
+    share = f"{percentile:.2g} %" if percentile >= 0.01 else "less than 0.01 %"
+    return f"distance {distance:.3f}: {share} of random pairs are nearer"
 
 
 def _query_of_url(slide_id: str) -> Query | None:
