@@ -150,7 +150,7 @@ def faiss_rows(cohort: Cohort, room: Room, name: str, own: NDArray[np.int64], re
     ms = {key: 1e3 * statistics.median(values) for key, values in times.items()}
     detail = f"ours {ms['ours']:.2f} ms with exact ranking, bare {ms['bare']:.2f} ms, {step.probes} lists probed"
     return [
-        Row(f"{name}: FAISS recall@10 at target {TARGET}", mean_recall(found, true, K), "", TARGET, True),
+        Row(f"{name}: FAISS recall@10 at target {TARGET}", mean_recall(found, true, K)[0], "", TARGET, True),
         Row(f"{name}: FAISS, ours / bare", ratio(times, "ours", "bare"), "x", detail=detail),
         Row(f"{name}: a whole search over FAISS less the engine", ms["search"] - ms["ours"], "ms", 1.0, False),
     ]
@@ -182,7 +182,7 @@ def lance_rows(uri: str, name: str, own: NDArray[np.int64], matrix: NDArray[np.f
         f"ours {ms['ours']:.1f} ms with exact ranking and rows, bare {ms['bare']:.1f} ms; built in {card.seconds:.1f} s"
     )
     return [
-        Row(f"{name}: index recall@10 at target {TARGET}", mean_recall(found, true, K), "", TARGET, True),
+        Row(f"{name}: index recall@10 at target {TARGET}", mean_recall(found, true, K)[0], "", TARGET, True),
         Row(f"{name}: index, ours / bare LanceDB", ratio(times, "ours", "bare"), "x", detail=detail),
     ]
 
@@ -209,7 +209,9 @@ def filter_rows(cohort: Cohort, room: Room, name: str, own: NDArray[np.int64], r
         found = [room.rows.row_of(ask(row, where).tile_ids) for row in own[:30]]
         true = [truth(matrix, matrix[row], allowed) for row in own[:30]]
         ms = 1e3 * statistics.median(times["filtered"])
-        rows.append(Row(f"{name}: recall@10, filter that allows {share}", mean_recall(found, true, K), "", 0.99, True))
+        rows.append(
+            Row(f"{name}: recall@10, filter that allows {share}", mean_recall(found, true, K)[0], "", 0.99, True)
+        )
         rows.append(
             Row(
                 f"{name}: new filter of {share} / exact",

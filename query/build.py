@@ -182,8 +182,8 @@ def _measure(
     for step in _settings(state.partitions):
         engine = room.by_index(step.probes, step.refine, state.partitions)
         found, times = neighbours(engine, asks, own, 10)
-        recall = mean_recall(found, truth, 10)
-        steps.append(Step(step.probes, step.refine, recall, 1e3 * float(np.median(times))))
+        recall, error = mean_recall(found, truth, 10)
+        steps.append(Step(step.probes, step.refine, recall, 1e3 * float(np.median(times)), error))
         reporter.advance(1, f"recall@10 {recall:.3f}")
         if recall >= _ENOUGH:
             break
@@ -250,7 +250,7 @@ def _line(
     few = slice(None) if choice.step is not None else slice(None, None, 10)
     found, times = neighbours(engine, asks[few], own[few], 100, allowed)
     true = truth[few]
-    first, ten, hundred = (mean_recall(found, true, k) for k in (1, 10, 100))
+    first, ten, hundred = (mean_recall(found, true, k)[0] for k in (1, 10, 100))
     return CardLine(share, engine.name, first, ten, hundred, 1e3 * float(np.median(times)))
 
 

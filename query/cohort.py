@@ -420,7 +420,7 @@ def _results(room: Room, probe: Probe, found: Answer) -> Results:
         query_tile = int(rows.tile_id[row])
         slide_id = room.slides["slide_id"][int(rows.slide_code[row])].as_py()
         place = TilePlace(slide_id, int(rows.x0[row]), int(rows.y0[row]), int(rows.extent_px0[row]))
-    table = hit_table(hits, found.percentiles, rows, room.slides)
+    table = hit_table(hits, found.percentiles, rows, room.told)
     return Results(
         table, rows.tile_id[hits.rows], found.plan, found.nothing_close, room.store, place, query_tile, probe.picture
     )

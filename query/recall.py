@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from query.engines.contract import Ask, Engine
 from query.engines.faiss_ivf import FaissIvf
 
-_CALIBRATION_ROWS = 100
+_CALIBRATION_ROWS = 200
 _CALIBRATION_RECALL = 0.995
 
 
@@ -25,17 +25,23 @@ class Step:
         refine: rows whose vectors are compared, for each row wanted.
         recall: mean share of the ten true neighbours that were found.
         milliseconds: median time of a query.
+        error: standard error of the recall, over the queries.
     """
 
     probes: int | None
     refine: int
     recall: float
     milliseconds: float
+    error: float = 0.0
+
+    def reaches(self, target: float) -> bool:
+        """Whether the recall is at least this for all that chance may have done in its measurement."""
+        return self.recall - 2 * self.error >= target
 
 
 def cheapest(steps: Sequence[Step], target: float) -> Step | None:
     """The fastest step that reaches a recall; None where none does."""
-    good = [step for step in steps if step.recall >= target]
+    good = [step for step in steps if step.reaches(target)]
     return min(good, key=lambda step: step.milliseconds) if good else None
 
 
@@ -67,10 +73,16 @@ def neighbours(
     return found, seconds
 
 
-def mean_recall(found: Sequence[NDArray[np.int64]], truth: Sequence[NDArray[np.int64]], k: int) -> float:
-    """Mean share of the k true neighbours among the first k found; queries without any count as found."""
-    shares = [np.isin(true[:k], some[:k]).mean() if true.size else 1.0 for some, true in zip(found, truth, strict=True)]
-    return float(np.mean(shares)) if shares else 1.0
+def mean_recall(found: Sequence[NDArray[np.int64]], truth: Sequence[NDArray[np.int64]], k: int) -> tuple[float, float]:
+    """Mean share of the k true neighbours among the first k found, and its standard error.
+
+    Queries that have no neighbours count as found.
+    """
+    shares = [
+        float(np.isin(true[:k], some[:k]).mean()) if true.size else 1.0 for some, true in zip(found, truth, strict=True)
+    ]
+    error = float(np.std(shares, ddof=1) / np.sqrt(len(shares))) if len(shares) > 1 else 0.0
+    return (float(np.mean(shares)) if shares else 1.0), error
 
 
 def calibrate(index: FaissIvf, exact: Engine) -> tuple[Step, ...]:
@@ -83,8 +95,8 @@ def calibrate(index: FaissIvf, exact: Engine) -> tuple[Step, ...]:
     while True:
         probes = min(probes, lists)
         found, seconds = neighbours(index.probing(probes), asks, own, 10)
-        recall = mean_recall(found, truth, 10)
-        steps.append(Step(probes, 1, recall, 1e3 * float(np.median(seconds))))
+        recall, error = mean_recall(found, truth, 10)
+        steps.append(Step(probes, 1, recall, 1e3 * float(np.median(seconds)), error))
         if probes == lists or recall >= _CALIBRATION_RECALL:
             return tuple(steps)
         probes *= 2

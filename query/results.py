@@ -134,11 +134,15 @@ class Results:
         return [_decode(contents.get(tile_id)) for tile_id in tile_ids]
 
 
-def hit_table(hits: Hits, percentiles: NDArray[np.float64], rows: TileRows, slides: pa.Table) -> pa.Table:
-    """The table of `Results` for rows found in `rows`."""
+def told_columns(slides: pa.Table) -> pa.Table:
+    """The columns of slides that results tell, and their ids."""
+    return slides.select([name for name in slides.column_names if name == "slide_id" or name not in _BOOKKEEPING])
+
+
+def hit_table(hits: Hits, percentiles: NDArray[np.float64], rows: TileRows, told: pa.Table) -> pa.Table:
+    """The table of `Results` for rows found in `rows`, with what `told_columns` gave."""
     found = hits.rows
-    told = [name for name in slides.column_names if name == "slide_id" or name not in _BOOKKEEPING]
-    about = slides.select(told).take(pa.array(rows.slide_code[found]))
+    about = told.take(pa.array(rows.slide_code[found]))
     slide_ids = about["slide_id"].to_pylist()
     x0, y0 = rows.x0[found], rows.y0[found]
     columns: dict[str, Any] = {

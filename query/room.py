@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ from query.engines.streaming import StreamingExact
 from query.filters import RowFilter
 from query.memory import MemoryBudget
 from query.planner import HALF_ROWS, QUICK_SECONDS, Choice, Situation
+from query.results import told_columns
 from query.rows import TableVectors, TileRows
 from query.shelf import Shelf
 
@@ -72,6 +74,11 @@ class Room:
     def close(self) -> None:
         """Give all memory back."""
         self.shelf.close()
+
+    @cached_property
+    def told(self) -> pa.Table:
+        """What results tell of slides, row-aligned with `slides`."""
+        return told_columns(self.slides)
 
     @property
     def card(self) -> IndexCard | None:

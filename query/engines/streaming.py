@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +17,7 @@ from query.engines.scores import ScoredRanking
 _FETCH_BELOW = 0.02
 _FETCH_ROWS = 4096
 _SCORE_BYTES = 256 << 20
+_AHEAD = 4
 
 
 class StoredVectors(Protocol):
@@ -65,14 +68,24 @@ class StreamingExact:
         """Dot products [B, n] of queries [B, dim] with all rows or with `rows`."""
         blocks = self._vectors.blocks() if rows is None else self._fetched(rows)
         scores = np.empty((len(units), len(self._vectors) if rows is None else rows.size), np.float32)
-        filled = 0
-        for block in blocks:
-            out = scores[:, filled : filled + len(block)]
+
+        def multiply(block: NDArray[np.float32], out: NDArray[np.float32]) -> None:
             if len(units) == 1:
                 np.einsum("ij,j->i", block, units[0], out=out[0])
             else:
                 np.matmul(units, block.T, out=out)
-            filled += len(block)
+
+        filled = 0
+        # One block is multiplied while the next is read.
+        with ThreadPoolExecutor(1, thread_name_prefix="multiply") as worker:
+            waiting: deque[Future[None]] = deque()
+            for block in blocks:
+                waiting.append(worker.submit(multiply, block, scores[:, filled : filled + len(block)]))
+                filled += len(block)
+                if len(waiting) > _AHEAD:
+                    waiting.popleft().result()
+            for future in waiting:
+                future.result()
         return scores
 
     def _fetched(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:

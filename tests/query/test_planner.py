@@ -56,6 +56,8 @@ def test_in_memory(change, engine, probes):
         ({"index": STEPS[:2], "matching": 500_000}, "streaming", None),
         ({"index": STEPS[:1]}, "streaming", None),
         ({"index": (), "index_exists": False}, "streaming", None),
+        ({"k": 10_000}, "index", 20),
+        ({"k": 10_001}, "streaming", None),
     ],
 )
 def test_on_disk(change, engine, probes):
@@ -71,6 +73,8 @@ def test_an_index_answers_while_vectors_are_being_read():
     assert choose_engine(replace(cold, load_seconds=0.1)).engine == "resident"
     assert choose_engine(replace(cold, index=(), index_exists=False)).engine == "resident"
     assert choose_engine(replace(cold, target_recall=1.0)).engine == "resident"
+    assert choose_engine(replace(cold, matching=0)).engine == "resident"
+    assert choose_engine(replace(cold, k=10_001)).engine == "resident"
 
 
 def test_a_plan_without_an_index_says_how_to_get_one():
@@ -83,3 +87,9 @@ def test_the_cheapest_step_that_is_good_enough():
     assert cheapest(steps, 0.95) == steps[1]
     assert cheapest(steps, 0.98) == steps[2]
     assert cheapest(steps, 0.999) is None
+
+
+def test_what_chance_may_have_done_to_a_measurement_is_allowed_for():
+    sure, lucky = Step(8, 1, 0.96, 3.0, error=0.004), Step(4, 1, 0.96, 1.0, error=0.006)
+    assert cheapest((lucky, sure), 0.95) == sure and cheapest((lucky,), 0.95) is None
+    assert Step(None, 1, 1.0, 1.0).reaches(1.0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
+
 import lancedb
 import numpy as np
 import pyarrow as pa
@@ -13,8 +16,10 @@ from indexer.store import open_store
 from query import open_cohort
 from query.build import BuildRequest, build_index, check_room
 from query.cards import read_card
+from query.engines.contract import Places
 from query.memory import MemoryBudget
-from query.queries import RegionQuery, TileQuery, examples
+from query.queries import RegionQuery, TileQuery, VectorQuery, examples
+from query.shelf import Shelf
 
 SIDE = 20  # tiles along a side of a slide
 SLIDES = 8
@@ -146,6 +151,9 @@ def test_a_polygon_holds_what_lies_in_it(memory):
         (lambda: RegionQuery("s9", ((0, 0), (900, 900))), "no slide 's9'"),
         (lambda: RegionQuery("s1", ((0, 0),)), "at least two corners"),
         (lambda: RegionQuery("s1", ((0, 0), (float("nan"), 5))), "at least two corners"),
+        (lambda: RegionQuery("s1", ((0, 0), (5,))), "at least two corners"),
+        (lambda: RegionQuery("s1", (("a", "b"), ("c", "d"))), "at least two corners"),
+        (lambda: VectorQuery(np.array(["a"] * 16)), "is no vector"),
         (lambda: examples([]), "no example"),
         (lambda: examples(["s1@0,0"], ["s1@0,0", "s1@0,0"]), None),
         (lambda: examples([np.ones(16)], [np.ones(16) * 2]), None),
@@ -285,11 +293,23 @@ def test_build_measures_what_an_independent_search_confirms(tmp_path, write_stor
     np.testing.assert_allclose(kept.background.quantiles, card.background.quantiles)
 
 
-def test_an_index_answers_where_vectors_do_not_fit(tmp_path, write_store, monkeypatch):
+@pytest.fixture
+def indexed(index_store, monkeypatch):
+    """Three finished slides of 400 tiles with an index that answers wherever more than 50 rows match."""
     monkeypatch.setattr("query.planner.FETCH_ROWS", 50)
+    return index_store
+
+
+@pytest.fixture(scope="module")
+def index_store(tmp_path_factory, write_store):
     slides = [{"slide_id": f"s{n}", "patient_id": f"p{n}"} for n in range(4)]
-    store = write_store(tmp_path / "store", slides, side=20, dim=32, unfinished=("s3",))
+    store = write_store(tmp_path_factory.mktemp("index") / "store", slides, side=20, dim=32, unfinished=("s3",))
     build_index(str(store.path), BuildRequest(partitions=8), SilentReporter())
+    return store
+
+
+def test_an_index_answers_where_vectors_do_not_fit(indexed):
+    store = indexed
     memory, disk = open_cohort(str(store.path)), open_cohort(str(store.path), memory_budget=1000)
     for options in ({}, {"where": "slide_id = 's1'"}, {"exclude": ["slide"]}, {"where": "tissue > 0.5", "k": 300}):
         truth, results = memory.search("s0@0,0", **options), disk.search("s0@0,0", **options)
@@ -328,6 +348,146 @@ def test_rows_that_came_after_the_index_are_found_and_named(tmp_path, write_stor
     after = disk.search("s3@0,0", k=20)
     assert not any("came after the index" in note for note in after.plan.notes)
     assert after.table["tile_key"][0].as_py() == "s3@0,0"
+
+
+@pytest.mark.parametrize("scale", [2.0**-1000, 2.0**-100, 2.0**100, 2.0**1000])
+def test_a_vectors_length_does_not_matter(written, memory, scale):
+    vector = written.matrix[5].astype(np.float64)
+    assert found(memory.search(vector * scale, k=7)) == found(memory.search(vector, k=7))
+
+
+def test_options_may_be_numpy_numbers(memory):
+    assert len(memory.search("s1@0,0", k=np.int64(4), apart=np.int64(2), per_slide=np.int32(2))) == 4
+
+
+def test_a_gpu_that_is_asked_for_and_is_not_there_is_an_error(written):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(QueryError, match=r"Device cuda cannot search: .*no CUDA device"):
+        open_cohort(str(written.path), device="cuda").search("s1@0,0")
+
+
+def test_a_batch_that_excludes_is_planned_as_filtered(tmp_path, indexed):
+    disk = open_cohort(str(indexed.path), memory_budget=1000)
+    keys = ["s0@0,0", "s1@128,128"]
+    for results in disk.search_many(keys, k=5, exclude=["slide"]):
+        assert results.plan.engine.startswith("LanceDB index on disk, all lists") and len(results) == 5
+        assert results.plan.recall >= 0.99 and results.plan.rows_matching == 800
+
+
+def test_more_hits_than_there_are_rows_from_an_index(indexed, monkeypatch):
+    disk = open_cohort(str(indexed.path), memory_budget=1000)
+    assert len(disk.search("s0@0,0", k=5000)) == 1200
+    assert len(disk.search("s0@0,0", k=10**9)) == 1200
+    assert len(disk.search("s0@0,0", where="x0 < 0")) == 0
+    assert len(disk.search("s0@0,0", k=5000, per_slide=3)) == 9
+
+
+def test_a_build_that_ended_early_leaves_no_card(tmp_path, indexed, monkeypatch):
+    path = tmp_path / "store"
+    shutil.copytree(indexed.path, path)
+    cohort = open_cohort(str(path), memory_budget=1000)
+    assert cohort.card() is not None and cohort.status()["indexes"][0]["recall_at_10"] > 0.9
+
+    def fail(*_args, **_options):
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr("query.build._measure", fail)
+    with pytest.raises(StoreError, match="the disk is full"):
+        build_index(str(path), BuildRequest(kind="ivf-sq", partitions=4), SilentReporter())
+    assert cohort.card() is None and cohort.status()["indexes"] == []
+    assert cohort.search("s0@0,0").plan.engine.startswith("streaming")
+    monkeypatch.undo()
+    monkeypatch.setattr("query.planner.FETCH_ROWS", 50)
+    card = build_index(str(path), BuildRequest(kind="ivf-sq", partitions=4), SilentReporter())
+    assert cohort.card().lines == card.lines  # the open cohort sees it
+    assert cohort.search("s0@0,0").plan.engine.startswith("LanceDB index")
+
+
+def test_rows_of_unfinished_slides_are_no_reason_to_build(tmp_path, write_store):
+    slides = [{"slide_id": f"s{n}"} for n in range(3)]
+    store = write_store(tmp_path / "store", slides, side=20, unfinished=("s1", "s2"))
+    with pytest.raises(StoreError, match="has 400 rows, an index needs 1,000"):
+        build_index(str(store.path), BuildRequest(), SilentReporter())
+    assert store.store.count("runs") == 0 and store.store.indexes().num_rows == 0
+
+
+def test_searches_go_on_while_slides_come_and_go(tmp_path, write_store):
+    """Rows of a slide that is being replaced are left out, never an error and never half of them."""
+    slides = [{"slide_id": f"s{n}"} for n in range(4)]
+    store = write_store(tmp_path / "store", slides, side=6)
+    table = store.store.vectors_table_name(store.encoder_id, store.grid_id)
+    rows = store.store.read(table, where="slide_no = 3")
+    done = store.store.read("done", where="slide_no = 3")
+    cohort, stop, problems, seen = open_cohort(str(store.path)), threading.Event(), [], set()
+
+    def ask():
+        while not stop.is_set():
+            try:
+                hits = cohort.search("s0@0,0", k=200).table["slide_id"].to_pylist()
+                seen.add(hits.count("s3"))
+            except Exception as error:  # noqa: BLE001
+                problems.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(6):
+        store.store.lance.delete("retracted", "done", "slide_no = 3")
+        store.store.lance.delete("cleared", table, "slide_no = 3")
+        store.store.lance.append("vectors", table, rows)
+        store.store.lance.append("done", "done", done)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert problems == [] and seen <= {0, 36}
+    assert cohort.search("s0@0,0", k=200).table.num_rows == 144
+
+
+def test_a_shelf_that_loses_its_room_while_it_reads_keeps_nothing():
+    budget = MemoryBudget(3000)
+    matrix = np.eye(16, dtype=np.float32)
+    places = Places(*(np.arange(16, dtype=np.int32) for _ in range(3)))
+
+    def load():
+        budget.reserve("other", 2500, lambda: None)  # comes in between and needs the room
+        return matrix
+
+    shelf = Shelf(places, 16, load, budget)
+    assert shelf.resident().matrix is matrix  # the search that waited is served
+    assert not shelf.has("vectors") and budget.held == 2500
+
+
+def test_a_closed_shelf_makes_nothing_more():
+    budget = MemoryBudget(10_000)
+    places = Places(*(np.arange(16, dtype=np.int32) for _ in range(3)))
+    shelf = Shelf(places, 16, lambda: np.eye(16, dtype=np.float32), budget)
+    assert shelf.warm("vectors", wait=True) and budget.held == 1024
+    shelf.close()
+    assert budget.held == 0 and not shelf.warm("vectors", wait=True) and not shelf.has("vectors")
+
+
+def test_two_tables_share_the_budget_and_the_one_used_last_stays():
+    budget = MemoryBudget(1500)
+    places = Places(*(np.arange(16, dtype=np.int32) for _ in range(3)))
+    one, two = (Shelf(places, 16, lambda: np.eye(16, dtype=np.float32), budget) for _ in range(2))
+    one.resident()
+    two.resident()
+    assert not one.has("vectors") and two.has("vectors") and budget.held == 1024
+
+
+def test_a_new_slide_moves_the_vectors_that_are_there(tmp_path, write_store):
+    slides = [{"slide_id": f"s{n}"} for n in range(3)]
+    store = write_store(tmp_path / "store", slides, side=6)
+    cohort = open_cohort(str(store.path))
+    before = cohort.vectors().matrix
+    row = store.store.slides().to_pylist()[0] | {"slide_id": "a-first", "slide_no": 3, "thumbnail": None}
+    full = store.store.table_schema("slides")
+    store.store.lance.append("slides", "slides", pa.Table.from_pylist([row], schema=full))
+    assert cohort.search("s1@0,0", k=1).table["slide_id"][0].as_py() == "s1"
+    assert np.shares_memory(cohort.vectors().matrix, before)
 
 
 def test_build_refuses_what_there_is_no_room_for(written, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from time import perf_counter
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -95,3 +97,12 @@ def test_a_slide_with_all_the_nearest_costs_few_looks():
 def test_a_grid_without_overlap_needs_no_look_at_neighbours():
     assert not needs_apart(1.0, 1.0) and not needs_apart(0.0, 0.5)
     assert needs_apart(1.0, 0.5) and needs_apart(3.0, 1.0)
+
+
+def test_many_hits_that_stand_apart_are_chosen_in_time():
+    rows = 20_000
+    x0, y0 = (np.arange(rows, dtype=np.int32) % 150 * 64, np.arange(rows, dtype=np.int32) // 150 * 64)
+    apart = Apart(np.zeros(rows, np.int32), x0, y0, np.full(rows, 128, np.int32), 1.5)
+    started = perf_counter()
+    hits = choose_hits(Ordered(range(rows)), 1500, (), apart)
+    assert len(hits) == 1500 and perf_counter() - started < 20  # comparing each with all took minutes

@@ -64,12 +64,13 @@ def _say_card(card: IndexCard) -> None:
     say("")
     say("settings, unfiltered:")
     say_table(
-        ["lists probed", "refined", "recall@10", "ms"],
+        ["lists probed", "refined", "recall@10", "+-", "ms"],
         [
             [
                 "all" if step.probes is None else step.probes,
                 f"{step.refine} x",
                 step.recall,
+                round(step.error, 3),
                 round(step.milliseconds, 1),
             ]
             for step in card.steps
