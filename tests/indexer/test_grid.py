@@ -114,7 +114,13 @@ def test_grid_arithmetic(
         bounds_px0=(offset, offset, width, height),
     )
     grid = make_grid(asked, tile_px, max(1, round(tile_px * overlap)), allow_upsampling=True)
-    found = lay_grid(slide, grid)
+    try:
+        found = lay_grid(slide, grid)
+    except SlideError:
+        # Tiny steps on a coarse slide: more of them than an index can number, and than are laid.
+        stride_px0 = grid.stride_px * asked / mpp
+        assert max(width, height) / (stride_px0 / 1.02) > 65_000
+        return
     level_mpp = mpp * slide.level_downsamples[found.level]
     if found.native:
         assert abs(level_mpp / asked - 1) <= 0.02
