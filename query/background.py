@@ -109,12 +109,11 @@ def measure_background(
     vectors = take(rows) if rows.size else np.empty((0, dim), np.float32)
     codes = slide_code[rows]
     patients = patient_codes(slides)[codes]
-    above = np.triu_indices(rows.size, k=1)
-    distances = (1 - vectors @ vectors.T)[above].astype(np.float64)
+    distances = np.clip(1 - vectors @ vectors.T, 0.0, 2.0)
     for basis, groups in (("patients", patients), ("slides", codes), ("tiles", np.arange(rows.size))):
-        apart = groups[above[0]] != groups[above[1]]
+        apart = np.triu(groups[:, None] != groups[None, :], k=1)  # each pair once
         if apart.any() or basis == "tiles":
-            kept = np.clip(distances[apart], 0.0, 2.0)
+            kept = distances[apart]
             return Background(_quantiles(kept), kept.size, basis, vectors)  # type: ignore[arg-type]
     raise AssertionError("tiles differ from each other")
 
@@ -126,7 +125,9 @@ def patient_codes(slides: pa.Table) -> NDArray[np.int64]:
     return np.unique(np.asarray(names, dtype=np.str_), return_inverse=True)[1].astype(np.int64)
 
 
-def _quantiles(distances: NDArray[np.float64]) -> NDArray[np.float64]:
+def _quantiles(distances: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Quantiles at `_SHARES`: one sort costs a tenth of NumPy's search for so many."""
     if not distances.size:
         return np.zeros(_SHARES.size)
-    return np.quantile(distances, _SHARES)
+    ordered = np.sort(distances)
+    return np.interp(_SHARES * (ordered.size - 1), np.arange(ordered.size), ordered)

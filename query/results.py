@@ -96,6 +96,34 @@ class Results:
         """The table as a list of objects that JSON can hold: no number in it is NaN or infinite."""
         return [{key: _plain(value) for key, value in row.items()} for row in self.table.to_pylist()]
 
+    def to_geojson(self, slide_id: str | None = None) -> dict[str, Any]:
+        """Outlines of the hits as a GeoJSON feature collection, as QuPath imports annotations.
+
+        Args:
+            slide_id: of the slide whose hits are wanted; coordinates are its level-0 pixels. None for the hits
+                of all slides, which then share one collection: each names its slide.
+        """
+        features = []
+        for row in self.to_json_rows():
+            if slide_id is None or row["slide_id"] == slide_id:
+                left, top, side = row["x0"], row["y0"], row["extent_px0"]
+                corners = [(left, top), (left + side, top), (left + side, top + side), (left, top + side), (left, top)]
+                features.append(
+                    {
+                        "type": "Feature",
+                        "geometry": {"type": "Polygon", "coordinates": [[list(corner) for corner in corners]]},
+                        "properties": {
+                            "objectType": "annotation",
+                            "name": f"hit {row['rank']}: distance {row['distance']:.4f}",
+                            "slide_id": row["slide_id"],
+                            "tile_key": row["tile_key"],
+                            "distance": row["distance"],
+                            "percentile": row["percentile"],
+                        },
+                    }
+                )
+        return {"type": "FeatureCollection", "features": features}
+
     def thumbnails(self) -> list[bytes | None]:
         """JPEG thumbnails of the hits in their order, as the store keeps them; None where it has none."""
         contents = self._store.thumbs(self.plan.grid_id, self.tile_ids.tolist())

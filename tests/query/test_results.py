@@ -99,3 +99,16 @@ def test_montage_bears_odd_input():
     assert draw_montage(None, "", [], columns=0).width > 200
     narrow, wide = (draw_montage(tall, "q", entries * 3, columns=c) for c in (1, 6))
     assert narrow.height > wide.height and narrow.width < wide.width
+
+
+def test_hits_become_outlines_that_qupath_reads(results):
+    everything = results.to_geojson()
+    assert everything["type"] == "FeatureCollection" and len(everything["features"]) == len(results)
+    json.dumps(everything, allow_nan=False)
+    row = results.table.slice(1, 1).to_pylist()[0]
+    ring = everything["features"][1]["geometry"]["coordinates"][0]
+    assert ring[0] == ring[-1] == [row["x0"], row["y0"]] and len(ring) == 5
+    assert ring[2] == [row["x0"] + row["extent_px0"], row["y0"] + row["extent_px0"]]
+    only = results.to_geojson(row["slide_id"])["features"]
+    assert {feature["properties"]["slide_id"] for feature in only} == {row["slide_id"]}
+    assert results.to_geojson("absent")["features"] == []
