@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 from dataclasses import dataclass, replace
 from typing import Any
@@ -46,6 +47,8 @@ def main() -> None:
 
 @st.cache_resource(show_spinner="Opening the store")
 def _cohort(uri: str) -> Cohort:
+    # Held to the very end, a store makes DuckDB write notices of leaks when the server stops.
+    atexit.register(_cohort.clear)
     return open_cohort(uri)
 
 
