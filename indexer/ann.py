@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 from lancedb.index import Bitmap, BTree, IvfRq, IvfSq
 from numpy.typing import NDArray
 
@@ -175,54 +174,13 @@ def nearest(
     Raises:
         StoreError: there is no such table, or its version is gone.
     """
-    rows = _search(store, table_name, vector, count, nprobes, refine, where, version)
-    return _neighbours(rows, len(vector))
-
-
-def nearest_many(
-    store: Store,
-    table_name: str,
-    vectors: NDArray[np.float32],
-    count: int,
-    nprobes: int | None,
-    refine: int,
-    where: str | None,
-    version: int | None = None,
-) -> list[Neighbours]:
-    """`nearest` for the vectors [B, dim] at once; with 64 of them each takes half to three quarters of the time.
-
-    Returns:
-        One for each vector, in their order.
-    """
-    if not len(vectors):
-        return []
-    if len(vectors) == 1:  # Lance answers a batch of one as if it were none
-        return [nearest(store, table_name, vectors[0], count, nprobes, refine, where, version)]
-    rows = _search(store, table_name, vectors, count, nprobes, refine, where, version)
-    asker = rows["query_index"].to_numpy()
-    return [_neighbours(rows.filter(pa.array(asker == n)), vectors.shape[1]) for n in range(len(vectors))]
-
-
-def _search(
-    store: Store,
-    table_name: str,
-    q: NDArray[np.float32],
-    count: int,
-    nprobes: int | None,
-    refine: int,
-    where: str | None,
-    version: int | None,
-) -> pa.Table:
     # `nprobes` would be a limit too: a filter whose rows lie in other partitions would find fewer than exist.
     probes = _ALL if nprobes is None else nprobes
-    query = {"column": _COLUMN, "q": q, "k": count, "metric": _METRIC}
+    query = {"column": _COLUMN, "q": vector, "k": count, "metric": _METRIC}
     query |= {"minimum_nprobes": probes, "refine_factor": refine}
     # The estimated distance is asked for since leaving it out makes Lance write a warning each time.
-    return store.lance.nearest(table_name, query, ["tile_id", _COLUMN, "_distance"], where, version)
-
-
-def _neighbours(rows: pa.Table, dim: int) -> Neighbours:
-    vectors = rows[_COLUMN].combine_chunks().flatten().to_numpy().reshape(-1, dim)
+    rows = store.lance.nearest(table_name, query, ["tile_id", _COLUMN, "_distance"], where, version)
+    vectors = rows[_COLUMN].combine_chunks().flatten().to_numpy().reshape(-1, len(vector))
     return Neighbours(rows["tile_id"].to_numpy(), vectors)
 
 

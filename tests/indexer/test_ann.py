@@ -110,20 +110,6 @@ def test_more_than_there_is_gives_all_there_is(indexed: tuple[Store, np.ndarray]
     assert sorted(found.tile_id.tolist()) == list(range(3020))
 
 
-def test_many_at_once_are_what_each_is_alone(indexed: tuple[Store, np.ndarray]) -> None:
-    store, matrix = indexed
-    queries = np.concatenate([unit_vectors(4, 32, 8), matrix[3005:3006]])
-    for where in (None, "tile_id > 2990", "tile_id > 99999"):
-        together = ann.nearest_many(store, NAME, queries, 12, 2, 3, where)
-        alone = [ann.nearest(store, NAME, query, 12, 2, 3, where) for query in queries]
-        assert [one.tile_id.tolist() for one in together] == [one.tile_id.tolist() for one in alone]
-        for one, other in zip(together, alone, strict=True):
-            np.testing.assert_array_equal(one.vectors, other.vectors)
-    assert ann.nearest_many(store, NAME, queries[:0], 12, 2, 3, None) == []
-    (single,) = ann.nearest_many(store, NAME, queries[:1], 12, 2, 3, None)
-    assert len(single.tile_id) == 12
-
-
 def test_a_search_may_be_of_an_earlier_version(indexed: tuple[Store, np.ndarray]) -> None:
     store, matrix = indexed
     found = ann.nearest(store, NAME, matrix[3007], 5000, None, 1, None, store.table_version(NAME) - 1)
