@@ -143,7 +143,7 @@ def _finish(
     clock: Stopwatch,
 ) -> Answer:
     if probe.is_mean or len(probe.vectors) > 1:
-        background = room.background_of(probe.vectors / np.linalg.norm(probe.vectors, axis=1, keepdims=True))
+        background = room.background_of(np.stack([Ask(vector).unit for vector in probe.vectors]))
     else:
         background = room.background
     percentiles = background.percentile(hits.distances)

@@ -54,7 +54,7 @@ class Ask:
     """One vector to be compared.
 
     Attributes:
-        vector: of any length but zero [dim].
+        vector: of any length [dim].
         itself: the row that is the query; it comes first among rows at its distance, which is 0.
     """
 
@@ -63,8 +63,10 @@ class Ask:
 
     @property
     def unit(self) -> NDArray[np.float64]:
-        """The vector's direction."""
+        """The vector's direction; a vector of zeros has none and lies at distance 1 from all."""
         wide = self.vector.astype(np.float64)
+        if not wide.any():
+            return wide
         wide = wide / np.abs(wide).max()  # or the squares of very large and small numbers would be lost
         return wide / np.linalg.norm(wide)
 

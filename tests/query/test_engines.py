@@ -247,3 +247,14 @@ def test_the_nearest_of_several_vectors(seed, rows, k, count):
     order = sorted(every, key=lambda row: (every[row], places.slide_code[row], places.y0[row], places.x0[row]))[:k]
     assert hits.rows.tolist() == order
     np.testing.assert_allclose(hits.distances, [every[row] for row in order], rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", sorted(EXACT))
+def test_a_tile_whose_vector_is_zero_is_at_distance_one_from_all(name):
+    """An encoder that ends in a rectifier may give one."""
+    rng = np.random.default_rng(0)
+    matrix, places = table(rng, 50, 8)
+    matrix[7] = 0
+    (ranking,) = EXACT[name](matrix, places).rank([Ask(matrix[7], 7)])
+    hits = ranking.best(50)
+    assert hits.rows[0] == 7 and hits.distances[0] == 0 and (hits.distances[1:] == 1).all()
