@@ -39,14 +39,12 @@ class FaissIvf:
         matrix: unit vectors, float32 [N, dim], for the ranking.
         places: of the rows.
         probes: lists looked into.
-        sizes: rows of each list, int64 [lists].
     """
 
     index: Any
     matrix: NDArray[np.float32]
     places: Places
     probes: int
-    sizes: NDArray[np.int64]
 
     @property
     def name(self) -> str:
@@ -71,8 +69,7 @@ class FaissIvf:
         index.train(np.ascontiguousarray(matrix[picked]))
         for start in range(0, rows, _ADD_ROWS):
             index.add(np.ascontiguousarray(matrix[start : start + _ADD_ROWS]))
-        sizes = np.array([index.invlists.list_size(number) for number in range(lists)], np.int64)
-        return cls(index, matrix, places, min(probes, lists), sizes)
+        return cls(index, matrix, places, min(probes, lists))
 
     def probing(self, probes: int | None) -> FaissIvf:
         """The same index with another number of lists looked into; None for all."""
@@ -98,8 +95,9 @@ class _IvfRanking:
 
     @property
     def scanned(self) -> int:
-        _, lists = self._engine.index.quantizer.search(self._unit, self._probes)
-        return int(self._engine.sizes[lists[0][lists[0] >= 0]].sum())
+        """About as many rows as the probed lists hold."""
+        index = self._engine.index
+        return round(index.ntotal * min(1.0, self._probes / index.nlist))
 
     def best(self, count: int) -> Hits:
         index = self._engine.index
