@@ -154,8 +154,7 @@ class Cohort:
             QueryError: the query cannot be answered as asked.
             StoreError: the store cannot be read, or changed while it was.
         """
-        options = {"per_patient": per_patient, "apart": apart, "target_recall": target_recall}
-        request = Request(k, where, tuple(_names(exclude)), per_slide, **options)  # type: ignore[arg-type]
+        request = Request(k, where, tuple(_names(exclude)), per_slide, per_patient, apart, target_recall)
         return self._search([query], request, encoder, grid)[0]
 
     def search_many(
@@ -181,8 +180,7 @@ class Cohort:
         Raises:
             QueryError: one of them cannot be answered as asked.
         """
-        options = {"per_patient": per_patient, "apart": apart, "target_recall": target_recall}
-        request = Request(k, where, tuple(_names(exclude)), per_slide, **options)  # type: ignore[arg-type]
+        request = Request(k, where, tuple(_names(exclude)), per_slide, per_patient, apart, target_recall)
         return self._search(list(queries), request, encoder, grid)
 
     def card(self, encoder: str | None = None, grid: str | None = None) -> IndexCard | None:

@@ -194,17 +194,16 @@ class Room:
         if choice.engine == "resident":
             known = self._scan_seconds
             self._scan_seconds = seconds if known is None else 0.7 * known + 0.3 * seconds
-        # Quick searches need nothing faster, and finding a GPU takes longer than many of them.
+        # Quick searches need nothing faster.
         self._slow += seconds > _SLOW_SECONDS
         if self._slow < _SLOW_BEFORE:
             return
-        if self._on_gpu():
-            self.shelf.warm("half")
+        if len(self.rows) >= HALF_ROWS and not self.shelf.warm("half") and "half" not in self.shelf.failures:
+            return  # it is being made, and finds the GPU where there is one: that takes seconds, which no search waits
+        half = self.shelf.get("half")
+        if half is not None and half.on_gpu:
             self.shelf.warm("faiss-gpu")
-            return
-        if len(self.rows) >= HALF_ROWS:
-            self.shelf.warm("half")
-        if (self._scan_seconds or 0.0) > QUICK_SECONDS:
+        elif (self._scan_seconds or 0.0) > QUICK_SECONDS:
             self.shelf.warm("faiss")
 
     def _measured(self) -> Background:
@@ -220,10 +219,3 @@ class Room:
             note = None if card is None or state is None else age_note(card, state)
             known = self._card = (stamp, card, note)
         return known[1], known[2]
-
-    def _on_gpu(self) -> bool:
-        if self._device == "cpu":
-            return False
-        import torch  # takes seconds: only where searches are slow
-
-        return torch.cuda.is_available()

@@ -52,6 +52,11 @@ class HalfExact:
         self._slack = 2 * error
         self._check(error)
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the copy lies on a GPU."""
+        return self._device.type == "cuda"
+
     @staticmethod
     def bytes_needed(rows: int, dim: int) -> int:
         """Memory of the copy."""

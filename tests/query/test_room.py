@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from types import SimpleNamespace
 
 import lancedb
 import numpy as np
@@ -18,6 +19,7 @@ from query.build import BuildRequest, build_index, check_room
 from query.cards import read_card
 from query.engines.contract import Places
 from query.memory import MemoryBudget
+from query.planner import Choice
 from query.queries import RegionQuery, TileQuery, VectorQuery, examples
 from query.shelf import Shelf
 
@@ -135,6 +137,27 @@ def test_quick_searches_have_nothing_made_beside_them(written):
     room = cohort.room(cohort.choose())
     if room._slow < 2:  # on a machine that is not overloaded
         assert not room.shelf._working and not room.shelf.failures and not room.shelf.has("half")
+
+
+def test_what_is_faster_is_made_in_turn_and_no_search_waits_for_it(written, monkeypatch):
+    monkeypatch.setattr("query.room.HALF_ROWS", 100)
+    room = open_cohort(str(written.path)).room(open_cohort(str(written.path)).choose())
+    asked, failures, held = [], {}, {}
+    monkeypatch.setattr(room.shelf, "warm", lambda item, wait=False: asked.append(item) or item in held)
+    monkeypatch.setattr(room.shelf, "get", held.get)
+    monkeypatch.setattr(type(room.shelf), "failures", property(lambda _: failures))
+    scan = Choice("resident", 1.0, "")
+    for seconds in (0.2, 0.001, 0.2, 0.2):
+        room.timed(scan, seconds, False, 1)
+    assert asked == ["half", "half"]  # which finds the GPU; nothing else until it is there or has failed
+    failures["half"] = "no bfloat16"
+    room.timed(scan, 0.2, False, 1)
+    assert asked[2:] == ["half", "faiss"]
+    held["half"] = SimpleNamespace(on_gpu=True)
+    room.timed(scan, 0.2, False, 1)
+    assert asked[4:] == ["half", "faiss-gpu"]
+    room.timed(scan, 0.2, True, 1)  # a filtered search says nothing of a whole scan
+    assert len(asked) == 6
 
 
 def test_a_polygon_holds_what_lies_in_it(memory):
