@@ -26,7 +26,8 @@ from query.knn import (
 from query.statistics import Score, bootstrap_score
 
 if TYPE_CHECKING:
-    from query.cohort import Cohort, Vectors
+    from query.cohort import Cohort
+    from query.vectors import Vectors
 
 _MOST_CLASSES = 100
 _ROW_COLUMNS = ("slide_id", "x0", "y0", "extent_px0", "tile_id", "slide_no")

@@ -12,11 +12,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from encoder.errors import QueryError
-from indexer.grid import Grid, tile_key
+from indexer.grid import Grid
 from indexer.store import Store, open_store
 from query.cards import IndexCard
 from query.choice import VectorTable, choose
-from query.guard import Limits, nearest_name
+from query.guard import Limits
 from query.memory import MemoryBudget
 from query.plan import Stopwatch
 from query.queries import ImageQuery, as_query
@@ -27,6 +27,7 @@ from query.rows import finished_rows, load_rows, promised_rows
 from query.search import Answer, Request, answer
 from query.sql import run_sql
 from query.status import cohort_status, searchable_status
+from query.vectors import Vectors, tile_vectors
 
 if TYPE_CHECKING:
     from encoder.embed import TileEncoder
@@ -34,19 +35,6 @@ if TYPE_CHECKING:
 
 
 _SMALL_TABLES = ("slides", "done", "quarantine", "encoders", "grids")
-
-
-@dataclass(frozen=True)
-class Vectors:
-    """Vectors with what is known of their tiles.
-
-    Attributes:
-        matrix: unit vectors, float32 [N, dim], read-only.
-        table: the asked columns, row-aligned.
-    """
-
-    matrix: NDArray[np.float32]
-    table: pa.Table
 
 
 @dataclass(frozen=True)
@@ -131,6 +119,7 @@ class Cohort:
         per_patient: int | None = None,
         apart: float = 1.0,
         target_recall: float = 0.95,
+        among: NDArray[np.int64] | None = None,
     ) -> Results:
         """Find the k tiles most like the query; never fewer where k match.
 
@@ -149,12 +138,14 @@ class Cohort:
                 being two answers, 3 also neighbours, 0 keeps all.
             target_recall: share of the true answer that will do where an exact one would take long; 1 for
                 exact answers always.
+            among: ids of the only tiles that may be hits, in any order [m]; None for all. Those that cannot be
+                searched are ignored, and counted in a note.
 
         Raises:
             QueryError: the query cannot be answered as asked.
             StoreError: the store cannot be read, or changed while it was.
         """
-        request = Request(k, where, tuple(_names(exclude)), per_slide, per_patient, apart, target_recall)
+        request = Request(k, where, tuple(_names(exclude)), per_slide, per_patient, apart, target_recall, among)
         return self._search([query], request, encoder, grid)[0]
 
     def search_many(
@@ -170,6 +161,7 @@ class Cohort:
         per_patient: int | None = None,
         apart: float = 1.0,
         target_recall: float = 0.95,
+        among: NDArray[np.int64] | None = None,
     ) -> list[Results]:
         """Answer several queries at once, in as few passes over the vectors as memory allows.
 
@@ -180,7 +172,7 @@ class Cohort:
         Raises:
             QueryError: one of them cannot be answered as asked.
         """
-        request = Request(k, where, tuple(_names(exclude)), per_slide, per_patient, apart, target_recall)
+        request = Request(k, where, tuple(_names(exclude)), per_slide, per_patient, apart, target_recall, among)
         return self._search(list(queries), request, encoder, grid)
 
     def card(self, encoder: str | None = None, grid: str | None = None) -> IndexCard | None:
@@ -217,28 +209,7 @@ class Cohort:
         Raises:
             QueryError: the filter, a column, or the choice of vectors is wrong.
         """
-        room = self.room(self.choose(encoder, grid))
-        rows, slides = room.rows, room.slides
-        picked = None if where is None else np.flatnonzero(room.filter.mask(where))
-        tiles, codes = (
-            (rows.tiles, rows.slide_code) if picked is None else (rows.tiles.take(picked), rows.slide_code[picked])
-        )
-        data = {}
-        for name in columns:
-            if name in tiles.column_names:
-                data[name] = tiles[name]
-            elif name in slides.column_names:
-                data[name] = slides[name].take(pa.array(codes))
-            elif name == "tile_key":
-                ids = slides["slide_id"].take(pa.array(codes)).to_pylist()
-                places = zip(ids, tiles["x0"].to_pylist(), tiles["y0"].to_pylist(), strict=True)
-                data[name] = pa.array([tile_key(*place) for place in places], pa.string())
-            else:
-                known = ["tile_key", *tiles.column_names, *slides.column_names]
-                raise QueryError(f"There is no column {name!r}.", nearest_name(name, known))
-        matrix = (room.matrix() if picked is None else room.take(picked)).view()
-        matrix.flags.writeable = False
-        return Vectors(matrix, pa.table(data))
+        return tile_vectors(self.room(self.choose(encoder, grid)), where, columns)
 
     def sql(self, text: str, limits: Limits | None = None) -> pa.Table:
         """Run one SELECT over `slides`, `tiles`, `tiles_<grid>`, `annotations`, `runs`, `quarantine`, `indexes`.

@@ -18,10 +18,11 @@ from query.plan import Plan, Stopwatch, shortage_note, unknown_notes
 from query.planner import Choice, choose_engine
 from query.resolve import Probe
 from query.room import Room
+from query.rows import TileRows
 from query.variety import Apart, Limit, choose_hits, needs_apart
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Request:
     """What is asked of every search of a batch.
 
@@ -32,6 +33,7 @@ class Request:
         per_slide, per_patient: most hits of one; None for no limit.
         apart: least distance of two hits of one slide, in sides of a tile; 0 for none.
         target_recall: share of the true answer that will do; 1 for exact answers.
+        among: ids of the only tiles that may be hits, int64 [m]; None for all.
     """
 
     k: int
@@ -41,6 +43,7 @@ class Request:
     per_patient: int | None = None
     apart: float = 1.0
     target_recall: float = 0.95
+    among: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         for name in ("k", "per_slide", "per_patient"):
@@ -52,6 +55,11 @@ class Request:
         if not _is_number(self.target_recall) or not 0 < self.target_recall <= 1:
             raise QueryError(
                 f"target_recall lies above 0 and is at most 1, got {self.target_recall!r}.", "1 asks for exact answers."
+            )
+        if self.among is not None and not _is_ids(self.among):
+            raise QueryError(
+                f"among is an array of tile ids, int64 [m], got {_kind(self.among)}.",
+                "Give Results.tile_ids, or numpy.asarray(ids, numpy.int64).",
             )
         object.__setattr__(self, "exclude", check_exclude(self.exclude))
 
@@ -91,6 +99,10 @@ def answer(
     rows = room.rows
     banned = [_banned(request.exclude, probe, room.slides) for probe in probes]
     allowed = None if request.where is None else room.filter.mask(request.where)
+    given: tuple[str, ...] = ()
+    if request.among is not None:
+        chosen, given = _chosen(request.among, rows)
+        allowed = chosen if allowed is None else allowed & chosen
     if len(probes) == 1 and banned[0].any():
         kept = ~banned[0][rows.slide_code]
         allowed = kept if allowed is None else allowed & kept
@@ -123,7 +135,9 @@ def answer(
         hits = choose_hits(ranking, request.k, limits, apart)
         clock.lap("scan")
         answers.append(
-            _finish(room, probe, request, choice, engine.name, hits, ranking, left, out, apart is not None, clock)
+            _finish(
+                room, probe, request, choice, engine.name, hits, ranking, left, out, apart is not None, given, clock
+            )
         )
     room.timed(choice, clock.seconds.get("scan", 0.0), matching < len(rows), len(asks))
     return answers
@@ -140,6 +154,7 @@ def _finish(
     matching: int,
     banned: NDArray[np.bool_],
     apart: bool,
+    given: tuple[str, ...],
     clock: Stopwatch,
 ) -> Answer:
     if probe.is_mean or len(probe.vectors) > 1:
@@ -149,7 +164,7 @@ def _finish(
     percentiles = background.percentile(hits.distances)
     others = percentiles if probe.row is None else percentiles[hits.rows != probe.row]
     nothing_close = bool(others.size) and bool(others[0] > NOTHING_CLOSE_PERCENT)
-    notes = [*probe.notes, *unknown_notes(request.exclude, probe.slide_codes, room.slides)]
+    notes = [*probe.notes, *given, *unknown_notes(request.exclude, probe.slide_codes, room.slides)]
     if nothing_close:
         notes.insert(0, f"Nothing close: {others[0]:.1f} % of {background.describe()} are as near as the nearest hit.")
     if room.rows.disagreeing:
@@ -196,6 +211,20 @@ def _banned(exclude: Sequence[str], probe: Probe, slides: pa.Table) -> NDArray[n
     return out
 
 
+def _chosen(among: NDArray[np.int64], rows: TileRows) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
+    """True for the rows with one of the ids, bool [N], and what to say of the ids."""
+    found = rows.row_of(among)
+    known = found >= 0
+    mask = np.zeros(len(rows), np.bool_)
+    mask[found[known]] = True
+    if not among.size:
+        return mask, ("No tile was given to search among.",)
+    if known.all():
+        return mask, ()
+    unknown, given = np.unique(among[~known]).size, np.unique(among).size
+    return mask, (f"{unknown:,} of the {given:,} tiles to search among cannot be searched and were ignored.",)
+
+
 def _limits(request: Request, room: Room) -> list[Limit]:
     limits = []
     if request.per_slide is not None:
@@ -207,6 +236,14 @@ def _limits(request: Request, room: Room) -> list[Limit]:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
+
+
+def _is_ids(value: object) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype == np.int64 and value.ndim == 1
+
+
+def _kind(value: object) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
 def _is_number(value: object) -> bool:
