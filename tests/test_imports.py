@@ -29,7 +29,13 @@ OWNERS = {
     },
     "faiss": {"query/engines/faiss_ivf.py"},
     "duckdb": {"query/filters.py", "query/guard.py", "query/sql.py"},
-    "streamlit": {"ui/views/explorer.py", "ui/views/components.py"},
+    "streamlit": {
+        "ui/views/explorer.py",
+        "ui/views/components.py",
+        "ui/server/serve.py",
+        "ui/server/host_guard.py",
+        "ui/server/sign_in.py",
+    },
 }
 SOURCES = sorted(path for folder in ORDER for path in (ROOT / folder).rglob("*.py"))
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -35,22 +33,19 @@ def ui(
     """Open the explorer: a page where a click on tissue finds similar tissue."""
     from indexer.store import open_store
     from ui.cli.console import say
+    from ui.server.listening import is_loopback, listen
 
     open_store(store, read_only=True)  # a wrong path is said here, not on a page
-    say(f"explorer: http://{address}:{port}")
-    if address not in ("127.0.0.1", "localhost", "::1"):
-        say("note: anybody who reaches this address can see the slides")
-    script = Path(__file__).resolve().parent.parent / "app.py"
-    os.execv(
-        sys.executable,
-        [
-            sys.executable, "-m", "streamlit", "run", str(script),
-            "--server.address", address,
-            "--server.port", str(port),
-            "--server.headless", "true",
-            "--browser.gatherUsageStats", "false",
-            "--server.fileWatcherType", "none",
-            "--client.toolbarMode", "minimal",
-            "--", store,
-        ],
-    )  # fmt: skip
+    with listen(address, port) as listener:
+        shown = f"[{address}]" if ":" in address else address
+        say(f"explorer: http://{shown}:{port}")
+        if not is_loopback(listener):
+            say("note: anybody who reaches this address can see the slides; docs/sharing.md says how to share them")
+        sys.stdout.flush()
+        from ui.server.serve import serve  # Streamlit: a second, in which the address is read already
+        from ui.server.viewer_files import HOW_TO_INSTALL, openseadragon_folder
+
+        if openseadragon_folder() is None:
+            note = f"note: OpenSeadragon is not installed, so slides are shown as overviews only. {HOW_TO_INSTALL}"
+            sys.stderr.write(note + "\n")
+        serve(store, listener)

@@ -1,0 +1,118 @@
+"""The explorer's server: Streamlit's pages and the slide view as one application on one port."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import streamlit
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
+from streamlit.web import bootstrap
+
+from encoder.errors import HistoSeekError
+from ui.server.host_guard import HostGuard
+from ui.server.listening import is_loopback
+from ui.server.opened import STORE_VARIABLE, opened_cohort
+from ui.server.sign_in import SignInGuard
+from ui.server.slide_routes import SlideRoutes, refusal
+from ui.server.viewer_files import openseadragon_folder
+
+PREFIX = "/hs"
+_PAGE = Path(__file__).resolve().parent.parent / "app.py"
+_OPTIONS = {
+    "server.headless": True,
+    "server.fileWatcherType": "none",
+    "server.maxUploadSize": 50,
+    "server.maxMessageSize": 64,
+    "server.enableXsrfProtection": True,
+    "browser.gatherUsageStats": False,
+    "client.toolbarMode": "minimal",
+    "client.showErrorDetails": "type",  # the traceback is for the server's own log
+    "logger.level": "warning",
+}
+_LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+
+
+def make_app(store: str) -> streamlit.App:
+    """The application that serves a store's pages, and its slides below `/hs`.
+
+    Args:
+        store: folder or URI of the store.
+    """
+    slides = SlideRoutes(store)
+
+    @asynccontextmanager
+    async def lifespan(_: streamlit.App) -> AsyncIterator[None]:
+        yield
+        slides.close()
+
+    return streamlit.App(
+        _PAGE,
+        lifespan=lifespan,
+        routes=[Mount(PREFIX, app=_slide_view(slides))],
+        middleware=[Middleware(HostGuard)],
+    )
+
+
+def serve(store: str, listener: socket.socket) -> None:
+    """Serve a store until the process is interrupted.
+
+    Args:
+        store: folder or URI of the store.
+        listener: see `listen`; closed at the end.
+    """
+    os.environ[STORE_VARIABLE] = store
+    threading.Thread(target=_warm_up, args=(store,), daemon=True).start()
+    bootstrap.load_config_options(_OPTIONS | {"server.port": listener.getsockname()[1]})
+    if is_loopback(listener):
+        named = streamlit.get_option("server.allowedHosts")
+        streamlit.config.set_option("server.allowedHosts", [*_LOCAL_NAMES, *named])
+    config = uvicorn.Config(
+        make_app(store),
+        log_level="warning",
+        access_log=False,
+        ws="websockets-sansio",
+        ws_max_size=streamlit.get_option("server.maxMessageSize") << 20,
+        ws_per_message_deflate=False,  # most of what is sent are JPEG pictures
+        timeout_graceful_shutdown=1,
+    )
+    with suppress(KeyboardInterrupt), listener:
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _slide_view(slides: SlideRoutes) -> Starlette:
+    routes = [*slides.routes()]
+    folder = openseadragon_folder()
+    assets = [] if folder is None else [Mount("/assets/openseadragon", StaticFiles(directory=folder))]
+    return Starlette(
+        routes=[*routes, *assets],
+        middleware=[Middleware(SignInGuard)],
+        exception_handlers={HTTPException: _not_served},
+    )
+
+
+def _not_served(_: Request, error: Exception) -> JSONResponse:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    return refusal(status, "only GET and HEAD are answered." if status == 405 else "there is nothing here.")
+
+
+def _warm_up(store: str) -> None:
+    """Do what the first page and the first tile would wait for; whatever fails is said there."""
+    import openslide  # noqa: F401
+
+    import query.search  # noqa: F401
+    import ui.views.explorer  # noqa: F401
+
+    with suppress(HistoSeekError):
+        opened_cohort(store)
