@@ -95,6 +95,11 @@ class Cohort:
         self._refresh()
         return self._tables
 
+    def grid(self, grid_id: str) -> Grid:
+        """Settings of a grid of the store; it must have it."""
+        self._refresh()
+        return self._grids[grid_id]
+
     def searchable_slides(self, encoder: str | None = None, grid: str | None = None) -> list[str]:
         """Ids of the slides that a search would look at, sorted; see `search` for the arguments and errors."""
         table = self.choose(encoder, grid)
@@ -174,6 +179,12 @@ class Cohort:
         """
         request = Request(k, where, tuple(_names(exclude)), per_slide, per_patient, apart, target_recall, among)
         return self._search(list(queries), request, encoder, grid)
+
+    def probe(self, query: Any, encoder: str | None = None, grid: str | None = None) -> tuple[Room, Probe]:
+        """The vectors that a search would look at, and the query as it would compare it; see `search`."""
+        table = self.choose(encoder, grid)
+        room = self.room(table)
+        return room, resolve(as_query(query), self._sources(table, room))
 
     def card(self, encoder: str | None = None, grid: str | None = None) -> IndexCard | None:
         """The recall card of the store's index; None where `histoseek build` has made none. See `search`."""

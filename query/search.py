@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from encoder.errors import QueryError
-from query.background import NOTHING_CLOSE_PERCENT, patient_codes
+from query.background import NOTHING_CLOSE_PERCENT, Background, patient_codes
 from query.engines.contract import Ask, Hits, Ranking
 from query.engines.nearest_of import NearestOf
 from query.filters import check_exclude, excluded_slides
@@ -157,10 +157,7 @@ def _finish(
     given: tuple[str, ...],
     clock: Stopwatch,
 ) -> Answer:
-    if probe.is_mean or len(probe.vectors) > 1:
-        background = room.background_of(np.stack([Ask(vector).unit for vector in probe.vectors]))
-    else:
-        background = room.background
+    background = background_for(probe, room)
     percentiles = background.percentile(hits.distances)
     others = percentiles if probe.row is None else percentiles[hits.rows != probe.row]
     nothing_close = bool(others.size) and bool(others[0] > NOTHING_CLOSE_PERCENT)
@@ -199,6 +196,13 @@ def _finish(
     )
     clock.lap("percentiles")
     return Answer(hits, percentiles, nothing_close, plan)
+
+
+def background_for(probe: Probe, room: Room) -> Background:
+    """What the percentiles of a query's distances are among: random pairs, or random tiles and the query."""
+    if probe.is_mean or len(probe.vectors) > 1:
+        return room.background_of(np.stack([Ask(vector).unit for vector in probe.vectors]))
+    return room.background
 
 
 def _banned(exclude: Sequence[str], probe: Probe, slides: pa.Table) -> NDArray[np.bool_]:

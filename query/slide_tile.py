@@ -1,4 +1,4 @@
-"""Pixels of a slide on a grid that is already known: a centred tile, or tiles by their ids."""
+"""Pixels of an indexed slide on a grid that is already known: a centred tile, or tiles by their ids."""
 
 from __future__ import annotations
 
@@ -18,6 +18,24 @@ from indexer.pixels import TileReader
 from indexer.slide import Slide, open_slide
 
 
+@contextmanager
+def open_indexed(slide_row: dict[str, Any]) -> Iterator[Slide]:
+    """Open the file of a slide at the scale that was settled when it was indexed.
+
+    Args:
+        slide_row: of the store's slides.
+
+    Raises:
+        SlideError: the slide cannot be opened, or is no longer the file that was indexed.
+    """
+    with open_slide(_entry(slide_row)) as slide:
+        if slide_row["fingerprint"] not in (None, slide.info.fingerprint):
+            raise SlideError(
+                f"{slide.info.path} is not the file that was indexed.", "Index it again, or bring the file back."
+            )
+        yield slide
+
+
 def read_centred_tile(slide_row: dict[str, Any], x0: int, y0: int, grid: Grid) -> NDArray[np.uint8]:
     """Read the tile of a grid's scale and size whose centre is a point, uint8 [tile_px, tile_px, 3].
 
@@ -28,10 +46,8 @@ def read_centred_tile(slide_row: dict[str, Any], x0: int, y0: int, grid: Grid) -
     Raises:
         QueryError: the slide can no longer be read there, or is not the file that was indexed.
     """
-    entry = _entry(slide_row)
     try:
-        with open_slide(entry) as slide:
-            _check_same_file(slide, slide_row)
+        with open_indexed(slide_row) as slide:
             geometry = lay_grid(slide.info, grid)
             half = geometry.extent_exact_px0 / 2
             corner = [centre - half for centre in (x0, y0)]
@@ -42,7 +58,7 @@ def read_centred_tile(slide_row: dict[str, Any], x0: int, y0: int, grid: Grid) -
             return TileReader(slide, plan).read(0)
     except (SlideError, TileError) as error:
         raise QueryError(
-            f"Slide {entry.slide_id} cannot be read at {x0},{y0}: {error.message}",
+            f"Slide {slide_row['slide_id']} cannot be read at {x0},{y0}: {error.message}",
             "Ask by an indexed tile, or make the slide's file available.",
         ) from error
 
@@ -60,17 +76,9 @@ def open_tiles(
     Raises:
         SlideError: the slide cannot be opened, or is no longer the file that was indexed.
     """
-    with open_slide(_entry(slide_row)) as slide:
-        _check_same_file(slide, slide_row)
+    with open_indexed(slide_row) as slide:
         rows, cols = (tile_ids >> 16 & 0xFFFF).astype(np.int32), (tile_ids & 0xFFFF).astype(np.int32)
         yield TileReader(slide, _plan(slide, grid, lay_grid(slide.info, grid), rows, cols)).read
-
-
-def _check_same_file(slide: Slide, slide_row: dict[str, Any]) -> None:
-    if slide_row["fingerprint"] not in (None, slide.info.fingerprint):
-        raise SlideError(
-            f"{slide.info.path} is not the file that was indexed.", "Index it again, or bring the file back."
-        )
 
 
 def _entry(slide_row: dict[str, Any]) -> SlideEntry:

@@ -7,7 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from query.engines.contract import Hits, Places, Ranking
+from query.engines.contract import Ask, Hits, Places, Ranking, Take, exact_distances
+
+_BLOCK_ROWS = 4096
+# Far above the rounding of a float64 product, far below what tells vectors apart.
+_SLACK = 1e-9
 
 
 class NearestOf:
@@ -44,3 +48,28 @@ class NearestOf:
         """See `Ranking.strike`."""
         for ranking in self._rankings:
             ranking.strike(rows)
+
+
+def nearest_distances(asks: Sequence[Ask], rows: NDArray[np.int64], take: Take) -> NDArray[np.float64]:
+    """Exact distances of rows to the nearest of several vectors, float64 [m]: those that a search gives.
+
+    Args:
+        asks: at least one.
+        rows: int64 [m].
+        take: vectors of rows, float32 [m, dim]; asked for a part of the rows at a time.
+    """
+    units = np.stack([ask.unit for ask in asks])
+    distances = np.full(rows.size, np.inf)
+    for start in range(0, rows.size, _BLOCK_ROWS):
+        part = rows[start : start + _BLOCK_ROWS]
+        vectors = take(part)
+        if len(units) == 1:
+            distances[start : start + part.size] = exact_distances(units[0], vectors)
+            continue
+        cosines = vectors @ units.T  # in float64, as the units are
+        row, ask = np.nonzero(cosines >= cosines.max(axis=1, keepdims=True) - _SLACK)
+        np.minimum.at(distances, start + row, exact_distances(units[ask], vectors[row]))
+    for one in asks:
+        if one.itself is not None:
+            distances[rows == one.itself] = 0.0
+    return distances
