@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from encoder.errors import StoreError
 from indexer import schema
 from indexer.tables import Tables, is_local, local_folder_state, plain_path, sql_in, sql_text
+from indexer.tile_places import TilePlaces
 
 SlideStatus = str  # registered, indexed, empty, quarantined
 
 _IN_LIST = 20_000  # ids per filter; Lance answers such a list in a fraction of a second
+_FEW = 1000  # pictures that are worth finding one by one
 
 
 class Store:
@@ -31,6 +33,7 @@ class Store:
 
     def __init__(self, tables: Tables) -> None:
         self.lance = tables
+        self._places: dict[str, TilePlaces] = {}
 
     @property
     def uri(self) -> str:
@@ -229,7 +232,14 @@ class Store:
     def _tile_pictures(self, grid_id: str, column: str, tile_ids: Iterable[int]) -> dict[int, bytes]:
         name = schema.tiles_table_name(grid_id)
         wanted = [int(i) for i in tile_ids]
+        if not wanted:
+            return {}
         found: dict[int, bytes] = {}
+        places = self._places.setdefault(name, TilePlaces(self.lance, name))
+        rows = places.read(wanted, ["tile_id", column]) if len(wanted) <= _FEW else None
+        if rows is not None:
+            pairs = zip(rows["tile_id"].to_pylist(), rows[column].to_pylist(), strict=True)
+            return {tile_id: content for tile_id, content in pairs if content is not None}
         for start in range(0, len(wanted), _IN_LIST):
             where = sql_in("tile_id", wanted[start : start + _IN_LIST])
             for batch in self.lance.scan(name, ["tile_id", column], where):

@@ -91,6 +91,11 @@ class TileRows:
         order = np.argsort(self.slide_code, kind="stable")
         return order, self.slide_code[order]
 
+    @cached_property
+    def slides_present(self) -> NDArray[np.int32]:
+        """Codes of the slides that have a row, ascending."""
+        return np.unique(self.slide_code)
+
     def of_slide(self, code: int) -> NDArray[np.int64]:
         """Row numbers of one slide, ascending."""
         order, codes = self._by_slide
