@@ -23,7 +23,7 @@ from query.queries import ImageQuery, as_query
 from query.resolve import Probe, Sources, mean_direction, picture_tiles, resolve
 from query.results import Results, TilePlace, hit_table
 from query.room import Room
-from query.rows import finished_rows, load_rows, promised_rows
+from query.rows import load_rows, promised_rows
 from query.search import Answer, Request, answer
 from query.sql import run_sql
 from query.status import cohort_status, searchable_status
@@ -102,10 +102,8 @@ class Cohort:
 
     def searchable_slides(self, encoder: str | None = None, grid: str | None = None) -> list[str]:
         """Ids of the slides that a search would look at, sorted; see `search` for the arguments and errors."""
-        table = self.choose(encoder, grid)
-        finished, _ = finished_rows(self.store, self.store.vectors_table_name(table.encoder_id, table.grid_id))
-        numbers, ids = (self.slides[name].to_pylist() for name in ("slide_no", "slide_id"))
-        return [slide_id for number, slide_id in zip(numbers, ids, strict=True) if number in finished]
+        room = self.room(self.choose(encoder, grid))
+        return room.slides["slide_id"].take(pa.array(room.rows.slides_present)).to_pylist()
 
     def choose(self, encoder: str | None = None, grid: str | None = None) -> VectorTable:
         """The vectors that a search would use; see `search` for the arguments and errors."""
