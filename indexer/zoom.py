@@ -5,26 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from encoder.errors import TileError, UsageError
 from indexer.overview import finest_needed_level
-from indexer.resample import BlockReader, read_box
+from indexer.resample import read_box, resample
 from indexer.slide import Slide
 
 TILE_PX = 512
-# Stored pixels are read in pieces of at most this side: 16 MB at a time.
-_PIECE_PX = 2048
-# A tile is made from at most this many stored pixels. Where levels are two or four apart it takes a twentieth of
-# them. Far below the coarsest level, or on a slide of one level, a tile would decode much of the file, many
-# seconds for each; there the stored overview stands in for it: blurred at worst, and at once.
-_MOST_STORED_PX = 4096**2
+# A tile is made from at most this many stored pixels: 16 MB, a quarter of a second on one core. Where levels are
+# two or four apart it takes a quarter of them. Far below the coarsest level, or on a slide of one level, a tile would
+# decode much of the file, many seconds for each. There the stored overview stands in for it: as fine as the view
+# where the coarsest level has less than 8,192 pixels a side, else blurred until one zooms in.
+_MOST_STORED_PX = 2048**2
 
-Beyond = Literal["edge", "white"]
-Overview = Callable[[], NDArray[np.uint8] | None]
+OverviewMaker = Callable[[], NDArray[np.uint8] | None]
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,7 @@ class Zoom:
         tile_px: side of a tile.
     """
 
-    def __init__(self, slide: Slide, overview: Overview | None = None, tile_px: int = TILE_PX) -> None:
+    def __init__(self, slide: Slide, overview: OverviewMaker | None = None, tile_px: int = TILE_PX) -> None:
         self.geometry = ZoomGeometry(slide.info.width0, slide.info.height0, tile_px)
         self._slide, self._make_overview = slide, overview
 
@@ -104,7 +101,10 @@ class Zoom:
         """
         pitch = self.geometry.pitch_px0(level)
         x, y, width, height = self.geometry.tile_box(level, column, row)
-        return self._read((x * pitch, y * pitch), float(pitch), (width, height), beyond="edge")
+        # The last pixel reaches over the slide's edge by a part of itself; it shows the part that is inside.
+        width0, height0 = self.geometry.width0, self.geometry.height0
+        extent = min(width * pitch, width0 - x * pitch), min(height * pitch, height0 - y * pitch)
+        return self._read((x * pitch, y * pitch), extent, (width, height), pitch)
 
     def read_square(self, x0: int, y0: int, side_px0: int, px: int) -> NDArray[np.uint8]:
         """Read a square of the slide as uint8 [px, px, 3]; the outside is white.
@@ -123,35 +123,31 @@ class Zoom:
                 f"a square of {side_px0} at {x0},{y0} is no part of a slide of {width0} x {height0} pixels;",
                 "give level-0 pixels.",
             )
-        return self._read((x0, y0), side_px0 / px, (px, px), beyond="white")
+        across, left, right = _inside(x0, side_px0, width0, px)
+        down, top, bottom = _inside(y0, side_px0, height0, px)
+        square = np.full((px, px, 3), 255, np.uint8)
+        place, inside = (max(x0, 0), max(y0, 0)), (right - left, bottom - top)
+        square[top:bottom, left:right] = self._read(place, (across, down), inside, side_px0 / px)
+        return square
 
     @cached_property
     def _overview(self) -> NDArray[np.uint8] | None:
         return None if self._make_overview is None else self._make_overview()
 
     def _read(
-        self, corner_px0: tuple[float, float], pitch_px0: float, size: tuple[int, int], beyond: Beyond
+        self, corner_px0: tuple[int, int], extent_px0: tuple[int, int], size: tuple[int, int], pitch_px0: float
     ) -> NDArray[np.uint8]:
+        """Read a box that lies inside the slide as uint8 [size[1], size[0], 3]."""
         info = self._slide.info
         level = finest_needed_level(info.level_downsamples, pitch_px0)
         step = info.level_downsamples[level]
-        ratio = pitch_px0 / step
-        columns, rows = info.level_sizes[level]
-        if min(size[0] * ratio, columns) * min(size[1] * ratio, rows) > _MOST_STORED_PX:
-            return self._from_overview(corner_px0, pitch_px0, size, beyond)
-        source = _bordered(partial(self._slide.read_level, level), (columns, rows), beyond)
-        x, y = corner_px0[0] / step, corner_px0[1] / step
-        side = max(1, int(_PIECE_PX / ratio))
-        pixels = np.empty((size[1], size[0], 3), np.uint8)
-        for top in range(0, size[1], side):
-            for left in range(0, size[0], side):
-                width, height = min(side, size[0] - left), min(side, size[1] - top)
-                piece = (x + left * ratio, y + top * ratio), (width * ratio, height * ratio), (width, height)
-                pixels[top : top + height, left : left + width] = read_box(source, *piece)
-        return pixels
+        if extent_px0[0] / step * extent_px0[1] / step > _MOST_STORED_PX:
+            return self._from_overview(corner_px0, extent_px0, size)
+        corner, extent = _within(corner_px0, extent_px0, (step, step), info.level_sizes[level])
+        return read_box(partial(self._slide.read_level, level), corner, extent, size)
 
     def _from_overview(
-        self, corner_px0: tuple[float, float], pitch_px0: float, size: tuple[int, int], beyond: Beyond
+        self, corner_px0: tuple[int, int], extent_px0: tuple[int, int], size: tuple[int, int]
     ) -> NDArray[np.uint8]:
         info, picture = self._slide.info, self._overview
         if picture is None:
@@ -160,32 +156,24 @@ class Zoom:
                 "Zoom in, or index the slide: that stores one.",
             )
         rows, columns = picture.shape[:2]
-        step_x, step_y = info.width0 / columns, info.height0 / rows
-
-        def cut(x: int, y: int, width: int, height: int) -> tuple[NDArray[np.uint8], tuple[float, float]]:
-            return picture[y : y + height, x : x + width], (float(x), float(y))
-
-        source = _bordered(cut, (columns, rows), beyond)
-        corner = corner_px0[0] / step_x, corner_px0[1] / step_y
-        return read_box(source, corner, (size[0] * pitch_px0 / step_x, size[1] * pitch_px0 / step_y), size)
+        steps = info.width0 / columns, info.height0 / rows
+        return resample(picture, *_within(corner_px0, extent_px0, steps, (columns, rows)), size)
 
 
-def _bordered(read: BlockReader, limits: tuple[int, int], beyond: Beyond) -> BlockReader:
-    """Let a reader of a picture of `limits` (width, height) read beyond it, white or the pixels of its edge.
+def _within(
+    corner_px0: tuple[int, int], extent_px0: tuple[int, int], steps: tuple[float, float], limits: tuple[int, int]
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Corner and extent of a box in pixels of a level of (width, height) `limits`, whose size was rounded."""
+    spans = []
+    for start, length, step, limit in zip(corner_px0, extent_px0, steps, limits, strict=True):
+        first = min(start / step, limit - 1.0)
+        spans.append((first, min((start + length) / step, limit) - first))
+    (x, width), (y, height) = spans
+    return (x, y), (width, height)
 
-    The last pixel of a coarse level reaches over the slide's edge: a white share would show as a bright seam.
-    """
 
-    def bordered(x: int, y: int, width: int, height: int) -> tuple[NDArray[np.uint8], tuple[float, float]]:
-        left, top = min(max(x, 0), limits[0] - 1), min(max(y, 0), limits[1] - 1)
-        right, bottom = min(max(x + width, left + 1), limits[0]), min(max(y + height, top + 1), limits[1])
-        if (left, top, right - left, bottom - top) == (x, y, width, height):
-            return read(x, y, width, height)
-        if beyond == "white" and (x >= limits[0] or y >= limits[1] or x + width <= 0 or y + height <= 0):
-            return np.full((height, width, 3), 255, np.uint8), (float(x), float(y))
-        inside, origin = read(left, top, right - left, bottom - top)
-        around = ((top - y, y + height - bottom), (left - x, x + width - right), (0, 0))
-        border: dict[str, Any] = {"mode": "edge"} if beyond == "edge" else {"mode": "constant", "constant_values": 255}
-        return np.pad(inside, around, **border), (origin[0] + x - left, origin[1] + y - top)
-
-    return bordered
+def _inside(start_px0: int, side_px0: int, limit_px0: int, px: int) -> tuple[int, int, int]:
+    """How much of a span of `px` pixels lies in 0..limit_px0: level-0 pixels, first pixel, end pixel."""
+    begin, end = max(start_px0, 0), min(start_px0 + side_px0, limit_px0)
+    first = min(round((begin - start_px0) * px / side_px0), px - 1)
+    return end - begin, first, max(first + 1, round((end - start_px0) * px / side_px0))

@@ -69,7 +69,7 @@ class Finding:
 def examine() -> list[Finding]:
     """Look at the packages, the readers, the devices, the memory and the disk."""
     checks: list[Callable[[], Finding]] = [_python, *(_package(*names) for names in _PACKAGES.items())]
-    checks += [_faiss, _reading, _device, _memory, _disk]
+    checks += [_faiss, _reading, _viewer, _device, _memory, _disk]
     return [_safely(check) for check in checks]
 
 
@@ -126,6 +126,15 @@ def _reading() -> Finding:
         "OpenSlide and libvips disagree",
         "OpenSlide will read every slide: slower, right.",
     )
+
+
+def _viewer() -> Finding:
+    from ui.server.viewer_files import HOW_TO_INSTALL, openseadragon_folder, openseadragon_version
+
+    if openseadragon_folder() is None:
+        text = "OpenSeadragon is not installed: slides are shown as overviews only"
+        return Finding("WARN", "slide viewer", text, HOW_TO_INSTALL)
+    return Finding("PASS", "slide viewer", f"OpenSeadragon {openseadragon_version()}")
 
 
 def _device() -> Finding:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import socket
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 
 import streamlit
@@ -24,7 +26,7 @@ from encoder.errors import HistoSeekError
 from ui.server.host_guard import HostGuard
 from ui.server.listening import is_loopback
 from ui.server.opened import STORE_VARIABLE, opened_cohort
-from ui.server.sign_in import SignInGuard
+from ui.server.sign_in import SignInGuard, sign_in_needed
 from ui.server.slide_routes import SlideRoutes, refusal
 from ui.server.viewer_files import openseadragon_folder
 
@@ -49,7 +51,11 @@ def make_app(store: str) -> streamlit.App:
 
     Args:
         store: folder or URI of the store.
+
+    Raises:
+        UsageError: a sign-in is configured by which nobody could sign in.
     """
+    sign_in_needed()
     slides = SlideRoutes(store)
 
     @asynccontextmanager
@@ -71,6 +77,9 @@ def serve(store: str, listener: socket.socket) -> None:
     Args:
         store: folder or URI of the store.
         listener: see `listen`; closed at the end.
+
+    Raises:
+        UsageError: see `make_app`.
     """
     os.environ[STORE_VARIABLE] = store
     threading.Thread(target=_warm_up, args=(store,), daemon=True).start()
@@ -108,11 +117,11 @@ def _not_served(_: Request, error: Exception) -> JSONResponse:
 
 
 def _warm_up(store: str) -> None:
-    """Do what the first page and the first tile would wait for; whatever fails is said there."""
-    import openslide  # noqa: F401
-
-    import query.search  # noqa: F401
-    import ui.views.explorer  # noqa: F401
+    """Do what the first page would wait for; whatever fails here is said there."""
+    import ui.views
 
     with suppress(HistoSeekError):
         opened_cohort(store)
+    for module in pkgutil.iter_modules(ui.views.__path__):
+        with suppress(ImportError):
+            import_module(f"ui.views.{module.name}")
