@@ -176,6 +176,25 @@ INDEXES = pa.schema(
     ]
 )
 
+# A map is one row without a slide, which holds the model, and one row for each slide, in its own order of tiles.
+PROJECTIONS = pa.schema(
+    [
+        pa.field("row_id", pa.string()),
+        pa.field("map_id", pa.string()),
+        pa.field("table_name", pa.string()),
+        pa.field("method", pa.string()),
+        pa.field("slide_no", pa.int32()),
+        pa.field("mark", pa.string()),
+        pa.field("fitted", pa.bool_()),
+        pa.field("tile_id", pa.list_(pa.int64())),
+        pa.field("x", pa.list_(pa.float32())),
+        pa.field("y", pa.list_(pa.float32())),
+        pa.field("settings", pa.string()),
+        pa.field("model", pa.large_binary()),
+        pa.field("at", TIME),
+    ]
+)
+
 FIXED_TABLES: dict[str, pa.Schema] = {
     "meta": META,
     "slides": SLIDES,
@@ -187,6 +206,7 @@ FIXED_TABLES: dict[str, pa.Schema] = {
     "quarantine": QUARANTINE,
     "runs": RUNS,
     "indexes": INDEXES,
+    "projections": PROJECTIONS,
 }
 
 # Names that a manifest column may not bear: the store's own, and what is derived from them.

@@ -17,9 +17,9 @@ from indexer.tables import is_local
 
 KEEP_DAYS = 7.0
 
-# Written without holding the store: an annotation at any time, `runs` by this run's own heartbeat. A file that
-# belongs to no version may be of a commit that is under way.
-_ALWAYS_WRITTEN = ("annotations", "runs")
+# Written without holding the store: an annotation or a map at any time, `runs` by this run's own heartbeat. A file
+# that belongs to no version may be of a commit that is under way.
+_ALWAYS_WRITTEN = ("annotations", "projections", "runs")
 _SURELY_DEAD_AFTER = timedelta(days=1)
 _TRIES = 3
 _SPARE_BYTES = 64 << 20  # manifests, transactions, and what other programs write meanwhile

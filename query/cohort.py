@@ -31,7 +31,9 @@ from query.vectors import Vectors, tile_vectors
 
 if TYPE_CHECKING:
     from encoder.embed import TileEncoder
+    from encoder.progress import Reporter
     from query.classify import ClassificationResult
+    from query.projection.tile_map import TileMap
 
 
 _SMALL_TABLES = ("slides", "done", "quarantine", "encoders", "grids")
@@ -255,6 +257,33 @@ class Cohort:
         from query.classify import classify_cohort  # PyTorch: not needed to open or search
 
         return classify_cohort(self, label, k, leave_out, where, max_queries, self.choose(encoder, grid))
+
+    def map(
+        self,
+        method: str = "pca",
+        encoder: str | None = None,
+        grid: str | None = None,
+        store: bool = True,
+        reporter: Reporter | None = None,
+        *,
+        refit: bool = False,
+    ) -> TileMap:
+        """Lay the tiles out in two dimensions; a map is fitted once, and tiles that come later are placed on it.
+
+        Args:
+            method: `pca` is the plane in which the vectors spread most; `umap` keeps neighbours together.
+            encoder, grid: as in `search`.
+            store: keep what was computed in the store, though the cohort itself never writes; where the store
+                cannot be written, a note says so.
+            reporter: told about progress.
+            refit: fit the map anew, in the place of the stored one.
+
+        Raises:
+            QueryError: there is no such method, or too few tiles for it.
+        """
+        from query.projection.making import map_cohort  # what fits it is not needed to open or search
+
+        return map_cohort(self, self.choose(encoder, grid), method, store, refit, reporter, self._device)
 
     def status(self) -> dict[str, Any]:
         """Counts of slides per status, rows per table, vectors, open failures and the last run."""

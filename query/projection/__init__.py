@@ -1,0 +1,1 @@
+"""Maps: vectors in two dimensions, drawn, coloured, and chosen from."""
