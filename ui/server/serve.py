@@ -26,7 +26,7 @@ from encoder.errors import HistoSeekError
 from ui.server.host_guard import HostGuard
 from ui.server.listening import is_loopback
 from ui.server.opened import STORE_VARIABLE, opened_cohort
-from ui.server.sign_in import SignInGuard, sign_in_needed
+from ui.server.sign_in import SignInGuard, sign_in_host, sign_in_needed
 from ui.server.slide_routes import SlideRoutes, refusal
 from ui.server.viewer_files import openseadragon_folder
 
@@ -42,6 +42,7 @@ _OPTIONS = {
     "client.toolbarMode": "minimal",
     "client.showErrorDetails": "type",  # the traceback is for the server's own log
     "logger.level": "warning",
+    "theme.primaryColor": "#0b57d0",
 }
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 
@@ -66,7 +67,7 @@ def make_app(store: str) -> streamlit.App:
     return streamlit.App(
         _PAGE,
         lifespan=lifespan,
-        routes=[Mount(PREFIX, app=_slide_view(slides))],
+        routes=[Mount(PREFIX, app=slide_view(slides))],
         middleware=[Middleware(HostGuard)],
     )
 
@@ -82,13 +83,14 @@ def serve(store: str, listener: socket.socket) -> None:
         UsageError: see `make_app`.
     """
     os.environ[STORE_VARIABLE] = store
-    threading.Thread(target=_warm_up, args=(store,), daemon=True).start()
     bootstrap.load_config_options(_OPTIONS | {"server.port": listener.getsockname()[1]})
+    app = make_app(store)
     if is_loopback(listener):
-        named = streamlit.get_option("server.allowedHosts")
-        streamlit.config.set_option("server.allowedHosts", [*_LOCAL_NAMES, *named])
+        names = [*_LOCAL_NAMES, *streamlit.get_option("server.allowedHosts"), *sign_in_host()]
+        streamlit.config.set_option("server.allowedHosts", names)
+    threading.Thread(target=_warm_up, args=(store,), daemon=True).start()
     config = uvicorn.Config(
-        make_app(store),
+        app,
         log_level="warning",
         access_log=False,
         ws="websockets-sansio",
@@ -100,12 +102,12 @@ def serve(store: str, listener: socket.socket) -> None:
         uvicorn.Server(config).run(sockets=[listener])
 
 
-def _slide_view(slides: SlideRoutes) -> Starlette:
-    routes = [*slides.routes()]
+def slide_view(slides: SlideRoutes) -> Starlette:
+    """What is served below `/hs`: the slides, and OpenSeadragon where it is installed."""
     folder = openseadragon_folder()
     assets = [] if folder is None else [Mount("/assets/openseadragon", StaticFiles(directory=folder))]
     return Starlette(
-        routes=[*routes, *assets],
+        routes=[*slides.routes(), *assets],
         middleware=[Middleware(SignInGuard)],
         exception_handlers={HTTPException: _not_served},
     )

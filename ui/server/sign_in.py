@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from urllib.parse import urlparse
 
 import streamlit
 from starlette.requests import HTTPConnection
@@ -68,6 +69,12 @@ def sign_in_needed() -> bool:
             "[auth] in Streamlit's secrets asks for a sign-in, which needs Authlib.", "Install it: pip install Authlib."
         )
     return True
+
+
+def sign_in_host() -> list[str]:
+    """The host name that people sign in under; none without a sign-in."""
+    name = urlparse(get_origin_from_redirect_uri() or "").hostname if sign_in_needed() else None
+    return [] if name is None else [name]
 
 
 def is_signed_in(cookies: dict[str, str]) -> bool:
