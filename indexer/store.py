@@ -175,6 +175,19 @@ class Store:
         """Kept tile images as JPEG, by tile id; tiles whose image was not kept are left out."""
         return self._tile_pictures(grid_id, "image", tile_ids)
 
+    def tile_rows(self, grid_id: str, tile_ids: Sequence[int], columns: Sequence[str]) -> pa.Table:
+        """Rows of tiles by their ids, in any order; ids that the grid does not have are left out."""
+        name = schema.tiles_table_name(grid_id)
+        if not tile_ids or not self.lance.has(name):
+            return schema.TILES.empty_table().select(list(columns))
+        places = self._places.setdefault(name, TilePlaces(self.lance, name))
+        for _ in range(2):  # the first question to `places` may only tell it that there will be more
+            rows = places.read(tile_ids, columns)
+            if rows is not None:
+                return rows
+        parts = [tile_ids[start : start + _IN_LIST] for start in range(0, len(tile_ids), _IN_LIST)]
+        return pa.concat_tables([self.lance.read(name, columns, sql_in("tile_id", part)) for part in parts])
+
     def slide_tile_ids(self, grid_id: str, slide_no: int) -> NDArray[np.int64]:
         """Ids of a slide's tiles on a grid, ascending; none where the grid has no tiles yet."""
         name = schema.tiles_table_name(grid_id)

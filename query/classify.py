@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from encoder.errors import QueryError
 from query.choice import VectorTable
+from query.collection_log import PREFIX
 from query.filters import EXCLUDABLE, is_unknown
 from query.guard import nearest_name
 from query.knn import (
@@ -214,8 +215,9 @@ def _annotation_codes(
         slide: row of each tile's slide in the cohort's slides, int64 [N].
     """
     table = cohort.store.annotations(name)
-    if not table.num_rows:
-        known = [*cohort.slides.column_names, *dict.fromkeys(cohort.store.annotations()["name"].to_pylist())]
+    if not table.num_rows or name.startswith(PREFIX):
+        labels = dict.fromkeys(cohort.store.annotations()["name"].to_pylist())
+        known = [*cohort.slides.column_names, *(label for label in labels if not label.startswith(PREFIX))]
         raise QueryError(f"There is no slide column or annotation {name!r}.", nearest_name(name, known))
     given = table.sort_by("at").to_pylist()
     of_slide = {row["slide_no"]: row["value"] for row in given if row["tile_id"] is None}

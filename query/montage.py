@@ -1,4 +1,4 @@
-"""A contact sheet: the query in a frame at the left, its hits in rows beside it."""
+"""A contact sheet: the query in a frame at the left, or a heading; tiles in rows beside it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,15 @@ class Entry:
     detail: str
 
 
-def draw_montage(query: Image.Image | None, words: str, entries: Sequence[Entry], columns: int = 5) -> Image.Image:
+def draw_montage(
+    query: Image.Image | None,
+    words: str,
+    entries: Sequence[Entry],
+    columns: int = 5,
+    *,
+    heading: str = "Query",
+    framed: bool = True,
+) -> Image.Image:
     """Draw the sheet.
 
     Args:
@@ -36,6 +44,8 @@ def draw_montage(query: Image.Image | None, words: str, entries: Sequence[Entry]
         words: the query in words, below it.
         entries: the hits, nearest first.
         columns: hits per row.
+        heading: above the words.
+        framed: whether there is a query; without one the heading begins at the top.
     """
     columns = max(1, min(columns, len(entries) or 1))
     rows = max(1, -(-len(entries) // columns))
@@ -46,12 +56,14 @@ def draw_montage(query: Image.Image | None, words: str, entries: Sequence[Entry]
     sheet = Image.new("RGB", (width, height), _PAPER)
     pen = ImageDraw.Draw(sheet)
     plain, bold = ImageFont.load_default(size=_TEXT), ImageFont.load_default(size=_TEXT + 2)
-    _place(sheet, pen, query, _MARGIN, _MARGIN, _QUERY, plain)
-    frame = (_MARGIN - 4, _MARGIN - 4, _MARGIN + _QUERY + 3, _MARGIN + _QUERY + 3)
-    pen.rectangle(frame, outline=_FRAME, width=4)
-    top = _MARGIN + _QUERY + 12
-    pen.text((_MARGIN, top), "Query", fill=_FRAME, font=bold)
-    for number, line in enumerate(_wrap(words, plain, _QUERY)[:3]):
+    top, lines = _MARGIN, 12
+    if framed:
+        _place(sheet, pen, query, _MARGIN, _MARGIN, _QUERY, plain)
+        frame = (_MARGIN - 4, _MARGIN - 4, _MARGIN + _QUERY + 3, _MARGIN + _QUERY + 3)
+        pen.rectangle(frame, outline=_FRAME, width=4)
+        top, lines = _MARGIN + _QUERY + 12, 3
+    pen.text((_MARGIN, top), _shorten(heading, bold, _QUERY), fill=_FRAME, font=bold)
+    for number, line in enumerate(_wrap(words, plain, _QUERY)[:lines]):
         pen.text((_MARGIN, top + _LINE * (number + 1) + 4), line, fill=_INK, font=plain)
     if not entries:
         pen.text((left, _MARGIN), "No tile matches.", fill=_FAINT, font=bold)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,28 +12,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from encoder.errors import UsageError
 from indexer.grid import tile_key
 from indexer.store import Store
 from query.engines.contract import Hits
-from query.montage import Entry, draw_montage
-from query.output_path import check_output_file, whole_file
 from query.plan import Plan
 from query.rows import TileRows
+from query.tile_list import TileList, decoded, json_rows
 
 if TYPE_CHECKING:
     import pandas
-
-MAX_SHEET_HITS = 500
-# What the sheet can be written as, by the ending of the file.
-SHEET_FORMATS = {
-    ".png": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".pdf": "PDF",
-}
 
 # Columns of `slides` that say nothing about a hit.
 _BOOKKEEPING = frozenset({"slide_id", "slide_no", "path", "fingerprint", "vendor", "registered_at", "mask"})
@@ -82,7 +68,7 @@ class Results:
         """The query's picture; None for a vector."""
         if self._query_picture is not None or self._query_tile_id is None:
             return self._query_picture
-        return self._thumbs([self._query_tile_id])[0]
+        return decoded(self._store.thumbs(self.plan.grid_id, [self._query_tile_id]).get(self._query_tile_id))
 
     def explain(self) -> str:
         """How the search was answered: engine and why, expected recall, rows, notes, time of each step."""
@@ -92,74 +78,45 @@ class Results:
         """The table as a data frame."""
         return self.table.to_pandas()
 
+    @property
+    def listed(self) -> TileList:
+        """The hits as they are written and drawn."""
+        values = zip(self.table["rank"].to_pylist(), self.table["distance"].to_pylist(), strict=True)
+        return TileList(
+            table=self.table,
+            tile_ids=self.tile_ids,
+            grid_id=self.plan.grid_id,
+            labels=tuple(f"{rank}: distance {distance:.4f}" for rank, distance in values),
+            noun="hit",
+            heading="Query",
+            words=self.plan.query,
+            _store=self._store,
+            picture=lambda: self.query_image,
+        )
+
     def to_json_rows(self) -> list[dict[str, Any]]:
         """The table as a list of objects that JSON can hold: no number in it is NaN or infinite."""
-        return [{key: _plain(value) for key, value in row.items()} for row in self.table.to_pylist()]
+        return json_rows(self.table)
+
+    def to_csv(self) -> bytes:
+        """The table as CSV; see `TileList.to_csv`."""
+        return self.listed.to_csv()
 
     def to_geojson(self, slide_id: str | None = None) -> dict[str, Any]:
-        """Outlines of the hits as a GeoJSON feature collection, as QuPath imports annotations.
-
-        Args:
-            slide_id: of the slide whose hits are wanted; coordinates are its level-0 pixels. None for the hits
-                of all slides, which then share one collection: each names its slide.
-        """
-        features = []
-        for row in self.to_json_rows():
-            if slide_id is None or row["slide_id"] == slide_id:
-                left, top, side = row["x0"], row["y0"], row["extent_px0"]
-                corners = [(left, top), (left + side, top), (left + side, top + side), (left, top + side), (left, top)]
-                features.append(
-                    {
-                        "type": "Feature",
-                        "geometry": {"type": "Polygon", "coordinates": [[list(corner) for corner in corners]]},
-                        "properties": {
-                            "objectType": "annotation",
-                            "name": f"hit {row['rank']}: distance {row['distance']:.4f}",
-                            "slide_id": row["slide_id"],
-                            "tile_key": row["tile_key"],
-                            "distance": row["distance"],
-                            "percentile": row["percentile"],
-                        },
-                    }
-                )
-        return {"type": "FeatureCollection", "features": features}
+        """Outlines of the hits, of one slide or of all; see `TileList.to_geojson`."""
+        return self.listed.to_geojson(slide_id)
 
     def thumbnails(self) -> list[bytes | None]:
         """JPEG thumbnails of the hits in their order, as the store keeps them; None where it has none."""
-        contents = self._store.thumbs(self.plan.grid_id, self.tile_ids.tolist())
-        return [contents.get(tile_id) for tile_id in self.tile_ids.tolist()]
+        return self.listed.thumbnails()
 
     def images(self) -> list[Image.Image | None]:
         """Thumbnails of the hits in their order, from the store; None where it has none."""
-        return self._thumbs(self.tile_ids.tolist())
+        return self.listed.images()
 
     def montage(self, path: Path | str | None = None, columns: int = 5) -> Image.Image:
-        """Draw the query and the hits as one labelled sheet.
-
-        Args:
-            path: where to write it; the ending chooses PNG, JPEG, TIFF or PDF. None writes nothing.
-            columns: hits per row.
-
-        Raises:
-            UsageError: there are more than 500 hits, or no such picture can be written there.
-        """
-        target = None if path is None else check_output_file(path, SHEET_FORMATS)
-        if len(self) > MAX_SHEET_HITS:
-            raise UsageError(f"A sheet shows at most {MAX_SHEET_HITS} hits, these are {len(self):,}.", "Ask for fewer.")
-        rows = zip(self.table.to_pylist(), self.images(), strict=True)
-        entries = [
-            Entry(image, f"{row['rank']}: distance {row['distance']:.4f}", row["slide_id"], f"{row['x0']}, {row['y0']}")
-            for row, image in rows
-        ]
-        sheet = draw_montage(self.query_image, self.plan.query, entries, columns)
-        if target is not None:
-            with whole_file(target) as part:
-                sheet.save(part, SHEET_FORMATS[target.suffix.lower()])
-        return sheet
-
-    def _thumbs(self, tile_ids: Sequence[int]) -> list[Image.Image | None]:
-        contents = self._store.thumbs(self.plan.grid_id, tile_ids)
-        return [_decode(contents.get(tile_id)) for tile_id in tile_ids]
+        """Draw the query and the hits as one labelled sheet; see `TileList.montage`."""
+        return self.listed.montage(path, columns)
 
 
 def told_columns(slides: pa.Table) -> pa.Table:
@@ -197,13 +154,3 @@ def slide_columns(about: pa.Table, taken: Collection[str]) -> dict[str, Any]:
         for name in about.column_names
         if name not in _BOOKKEEPING
     }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if np.isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
-
-
-def _decode(content: bytes | None) -> Image.Image | None:
-    return None if content is None else Image.open(io.BytesIO(content)).convert("RGB")

@@ -91,7 +91,7 @@ def test_results_are_refused_at_unusable_paths_before_any_work(small, tmp_path, 
     results = cohort.search(np.ones(16), k=3)
     file = tmp_path / "file.txt"
     file.write_text("old")
-    monkeypatch.setattr("query.results.draw_montage", None)
+    monkeypatch.setattr("query.tile_list.draw_montage", None)
     for path in (tmp_path, tmp_path / "a.docx", tmp_path / "a", file / "a.png"):
         with pytest.raises(UsageError):
             results.montage(path)

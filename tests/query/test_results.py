@@ -87,8 +87,8 @@ def test_a_sheet_that_fails_leaves_the_old_picture(tmp_path, results, monkeypatc
 
 
 def test_a_sheet_has_a_limit(results, monkeypatch):
-    monkeypatch.setattr("query.results.MAX_SHEET_HITS", 6)
-    with pytest.raises(UsageError, match="at most 6 hits, these are 7"):
+    monkeypatch.setattr("query.tile_list.MAX_SHEET_TILES", 6)
+    with pytest.raises(UsageError, match="at most 6 tiles, these are 7"):
         results.montage()
 
 

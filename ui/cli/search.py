@@ -54,7 +54,7 @@ def search(
     """Find the tiles of the store that look most like a tile, a point or region of a slide, or a picture."""
     from query import open_cohort
     from query.output_path import check_output_file
-    from query.results import SHEET_FORMATS
+    from query.tile_list import SHEET_FORMATS
     from ui.cli.console import say, say_json, say_table
 
     if montage is not None:
