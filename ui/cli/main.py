@@ -8,7 +8,7 @@ import sys
 import typer
 
 from encoder.errors import HistoSeekError
-from ui.cli import analyse, build, demo, index, search, segment, store, system, train, upkeep
+from ui.cli import analyse, build, collections, demo, index, search, segment, store, system, train, upkeep
 
 app = typer.Typer(
     name="histoseek",
@@ -28,6 +28,7 @@ for command in (
     index.retry,
     build.build,
     search.search,
+    collections.collections,
     segment.segment,
     analyse.classify,
     analyse.evaluate,
