@@ -33,10 +33,23 @@ def clustered(rows: int, dim: int, seed: int, clusters: int = 3000) -> NDArray[n
     return matrix
 
 
-def write_store(uri: str, matrix: NDArray[np.float32], tiles_per_slide: int = TILES_PER_SLIDE) -> int:
-    """Write slides, tiles without pictures, and unit vectors [N, dim]; returns how many slides.
+def write_store(
+    uri: str,
+    matrix: NDArray[np.float32],
+    tiles_per_slide: int = TILES_PER_SLIDE,
+    overview: bytes | None = None,
+    thumb: bytes | None = None,
+) -> int:
+    """Write slides, tiles, and unit vectors [N, dim]; returns how many slides.
 
     Each slide is one commit of tiles and one of vectors; two slides are of one patient, every third is a liver.
+
+    Args:
+        uri: of the new store.
+        matrix: unit vectors, float32 [N, dim].
+        tiles_per_slide: at most.
+        overview: JPEG of every slide; None for bytes that are none.
+        thumb: JPEG of every tile; None for none.
     """
     rows, dim = matrix.shape
     store, now = create_store(uri), datetime.now(UTC)
@@ -62,7 +75,7 @@ def write_store(uri: str, matrix: NDArray[np.float32], tiles_per_slide: int = TI
         ],
     )
     store.lance.add_columns("columns", "slides", [pa.field("organ", pa.string())])
-    add(store, "slides", [slide_row(n, now) for n in range(slides)])
+    add(store, "slides", [slide_row(n, now, overview) for n in range(slides)])
     tiles, vectors = schema.tiles_table_name(grid.grid_id), schema.vectors_table_name(spec.encoder_id, grid.grid_id)
     store.lance.create(tiles, schema.TILES)
     store.lance.create(vectors, schema.vectors_schema(dim, 1.0))
@@ -71,7 +84,7 @@ def write_store(uri: str, matrix: NDArray[np.float32], tiles_per_slide: int = TI
         first = n * tiles_per_slide
         count = min(tiles_per_slide, rows - first)
         common = tile_columns(n, count)
-        extra = {"extent_px0": pa.array(np.full(count, 256, np.int32)), "thumb": pa.nulls(count, pa.binary())}
+        extra = {"extent_px0": pa.array(np.full(count, 256, np.int32)), "thumb": pa.array([thumb] * count, pa.binary())}
         extra |= {"image": pa.nulls(count, pa.binary())}
         store.lance.append("tiles", tiles, pa.table(common | extra).select(schema.TILES.names).cast(schema.TILES))
         own = {"norm": pa.array(np.ones(count, np.float32)), "vector": as_vectors(matrix[first : first + count])}
@@ -101,9 +114,9 @@ def encoder_row(spec: EncoderSpec, now: datetime) -> dict[str, Any]:
     }
 
 
-def slide_row(n: int, now: datetime) -> dict[str, Any]:
+def slide_row(n: int, now: datetime, overview: bytes | None) -> dict[str, Any]:
     """A slide with an overview of about the usual size."""
-    thumbnail = np.random.default_rng(n).bytes(80_000)
+    thumbnail = overview or np.random.default_rng(n).bytes(80_000)
     return {
         "slide_id": f"slide-{n:05d}",
         "slide_no": n,

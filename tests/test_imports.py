@@ -30,8 +30,7 @@ OWNERS = {
     "faiss": {"query/engines/faiss_ivf.py"},
     "duckdb": {"query/filters.py", "query/guard.py", "query/sql.py"},
     "streamlit": {
-        "ui/views/explorer.py",
-        "ui/views/components.py",
+        *(path.relative_to(ROOT).as_posix() for path in (ROOT / "ui" / "views").glob("*.py")),
         "ui/server/serve.py",
         "ui/server/host_guard.py",
         "ui/server/sign_in.py",

@@ -1,5 +1,5 @@
-"""What `streamlit run` starts; everything is in ui/views."""
+"""What Streamlit runs; everything is in ui/views."""
 
-from ui.views.explorer import main
+from ui.views.shell import main
 
 main()

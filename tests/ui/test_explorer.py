@@ -1,58 +1,117 @@
-"""The explorer's page: its logic by AppTest, its clicks in a real browser."""
+"""The explorer's pages: their logic by AppTest; `test_explorer_browser.py` clicks in a real browser."""
 
 from __future__ import annotations
 
-import shutil
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from query import open_cohort
+from query.cohort import Cohort
+from ui.server.opened import STORE_VARIABLE
+
 APP = Path(__file__).resolve().parents[2] / "ui" / "app.py"
 
 
-def page(monkeypatch: pytest.MonkeyPatch, store: Path | str, **query: str) -> AppTest:
-    monkeypatch.setattr(sys, "argv", ["app.py", str(store)])
+def page(monkeypatch: pytest.MonkeyPatch, store: Path | str, **query: str | list[str]) -> AppTest:
+    monkeypatch.setenv(STORE_VARIABLE, str(store))
     test = AppTest.from_file(str(APP), default_timeout=60)
     for name, value in query.items():
         test.query_params[name] = value
     return test.run()
 
 
+def lone_page(monkeypatch: pytest.MonkeyPatch, store: Path | str, name: str, **query: str) -> AppTest:
+    """One page without the frame, which AppTest cannot navigate."""
+    monkeypatch.setenv(STORE_VARIABLE, str(store))
+    monkeypatch.setenv("HISTOSEEK_TEST_PAGE", name)
+
+    def script() -> None:
+        import os
+        from importlib import import_module
+
+        from ui.server.opened import opened_cohort
+
+        import_module(f"ui.views.{os.environ['HISTOSEEK_TEST_PAGE']}").show(
+            opened_cohort(os.environ["HISTOSEEK_STORE"])
+        )
+
+    test = AppTest.from_function(script, default_timeout=60)
+    for key, value in query.items():
+        test.query_params[key] = value
+    return test.run()
+
+
 def texts(test: AppTest) -> str:
-    return " ".join(element.value for kind in (test.caption, test.info, test.error) for element in kind)
+    kinds = (test.markdown, test.caption, test.info, test.warning, test.error, test.success)
+    return " ".join(element.value for kind in kinds for element in kind)
+
+
+def some_tile(cohort: Cohort, last: bool = False) -> str:
+    order = "DESC" if last else "ASC"
+    return str(cohort.sql(f"SELECT tile_key FROM tiles ORDER BY tile_id {order} LIMIT 1")["tile_key"][0].as_py())
 
 
 def test_it_opens_on_a_slide_and_asks_for_a_click(monkeypatch: pytest.MonkeyPatch, tiny_store: Path) -> None:
     test = page(monkeypatch, tiny_store)
-    assert not test.exception
-    assert len(test.selectbox(key="slide").options) == 3
+    assert not test.exception and not test.error
+    assert len(test.selectbox(key="slide_choice").options) == 3
     assert "Click on tissue" in texts(test)
+    assert test.selectbox(key="leave_out").value == "slide"
 
 
-def test_a_bookmarked_tile_is_searched(monkeypatch: pytest.MonkeyPatch, tiny_store: Path) -> None:
-    from query import open_cohort
-
-    key = open_cohort(str(tiny_store)).sql("SELECT tile_key FROM tiles ORDER BY tile_id DESC LIMIT 1")
-    tile = key["tile_key"][0].as_py()
-    test = page(monkeypatch, tiny_store, slide=tile.rpartition("@")[0], tile=tile)
-    assert not test.exception
-    assert test.selectbox(key="slide").value == tile.rpartition("@")[0]
-    assert "20 most similar tiles" in texts(test)
+def test_a_bookmark_is_the_view_that_was_left(monkeypatch: pytest.MonkeyPatch, tiny_store: Path) -> None:
+    tile = some_tile(open_cohort(str(tiny_store)), last=True)
+    slide_id = tile.rpartition("@")[0]
+    test = page(monkeypatch, tiny_store, q=f"tile:{tile}", k="8", leave_out="Nothing", where="tissue > 0.1")
+    assert not test.exception and not test.error
+    assert test.selectbox(key="slide_choice").value == slide_id
+    assert test.slider(key="k").value == 8 and test.selectbox(key="leave_out").value == "nothing"
+    assert "8 most similar" in texts(test)
     test.text_input(key="where").set_value("tisue > 0.5").run()
     assert not test.exception
     assert "tissue" in " ".join(element.value for element in test.error)
 
 
-def test_a_filter_without_hits_says_so(monkeypatch: pytest.MonkeyPatch, tiny_store: Path) -> None:
-    test = page(monkeypatch, tiny_store, at="700,700")
-    test.text_input(key="where").set_value("tissue > 5").run()
+def test_every_kind_of_question_has_its_link(monkeypatch: pytest.MonkeyPatch, tiny_store: Path) -> None:
+    cohort = open_cohort(str(tiny_store))
+    one, other = some_tile(cohort), some_tile(cohort, last=True)
+    slide_id, _, place = one.rpartition("@")
+    x0, y0 = map(int, place.split(","))
+    told = texts(page(monkeypatch, tiny_store, q=f"at:{slide_id}@{x0 + 5},{y0 + 5}"))
+    assert f"From a point of {slide_id}" in told and "20 most similar" in told
+    told = texts(page(monkeypatch, tiny_store, q=f"region:{slide_id}@{x0},{y0},{x0 + 600},{y0 + 600}"))
+    assert f"From a region of {slide_id}" in told and "20 most similar" in told
+    told = texts(page(monkeypatch, tiny_store, q=f"tile:{one}", like=[other], unlike=[one]))
+    assert "1 marked like it" in told and "1 marked unlike it" in told and "20 most similar" in told
+    told = texts(page(monkeypatch, tiny_store, like=[one, other]))
+    assert "2 marked like it" in told and "20 most similar" in told
+
+
+@pytest.mark.parametrize(
+    ("link", "said"),
+    [
+        ({"q": "at:elsewhere@5,5"}, "elsewhere"),
+        ({"q": "at:²,5"}, "no tile, point or region"),
+        ({"q": "tile:../../etc/passwd"}, "no tile, point or region"),
+        ({"q": "picture:0123456789abcdef"}, "Upload it again"),
+        ({"slide": "elsewhere"}, "elsewhere"),
+        ({"view": "1,2", "layer": "none such", "k": "many"}, "Click on tissue"),
+    ],
+)
+def test_a_damaged_link_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tiny_store: Path, link: dict[str, str], said: str
+) -> None:
+    test = page(monkeypatch, tiny_store, **link)
     assert not test.exception
+    assert said in texts(test)
+
+
+def test_a_filter_without_hits_says_so(monkeypatch: pytest.MonkeyPatch, tiny_store: Path) -> None:
+    tile = some_tile(open_cohort(str(tiny_store)))
+    test = page(monkeypatch, tiny_store, q=f"tile:{tile}", where="tissue > 5")
+    assert not test.exception and not test.error
     assert "No tile matches" in texts(test)
 
 
@@ -60,6 +119,39 @@ def test_an_absent_store_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_pa
     test = page(monkeypatch, tmp_path / "absent")
     assert not test.exception
     assert "absent" in " ".join(element.value for element in test.error)
+
+
+def test_a_store_without_vectors_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tiny_store: Path, tmp_path: Path
+) -> None:
+    from indexer.store import create_store
+
+    create_store(str(tmp_path / "empty"))
+    test = page(monkeypatch, tmp_path / "empty")
+    assert not test.exception and not test.error
+    assert "histoseek index" in texts(test)
+    cohort = lone_page(monkeypatch, tmp_path / "empty", "cohort_page")
+    assert not cohort.exception and not cohort.error
+
+
+def test_a_slide_whose_file_is_gone_is_still_searched(monkeypatch: pytest.MonkeyPatch, store_copy: Path) -> None:
+    from indexer.store import open_store
+
+    store = open_store(str(store_copy))
+    rows = store.slides().select(["slide_id", "path"]).to_pylist()
+    import pyarrow as pa
+
+    moved = pa.Table.from_pylist(
+        [{"slide_id": row["slide_id"], "path": f"/gone/{row['slide_id']}.tif"} for row in rows]
+    )
+    store.lance.update_columns("slides", "slides", "slide_id", moved)
+    tile = some_tile(open_cohort(str(store_copy)))
+    test = page(monkeypatch, store_copy, q=f"tile:{tile}", layer="Similarity")
+    assert not test.exception and not test.error
+    assert "20 most similar" in texts(test)
+    test = page(monkeypatch, store_copy, q=f"tile:{tile}", layer="Tissue")
+    assert not test.exception
+    assert "gone" in texts(test) and "20 most similar" in texts(test)
 
 
 def test_two_grids_are_a_choice_on_the_page(
@@ -71,76 +163,29 @@ def test_two_grids_are_a_choice_on_the_page(
     from indexer.pipeline import index
 
     index(str(store_copy), IndexRequest([load_encoder(str(tiny_encoder))], mpp=2.0, tile_px=32), SilentReporter())
-    test = page(monkeypatch, store_copy, at="700,700")
+    slide_id, _, place = some_tile(open_cohort(str(store_copy)), last=True).rpartition("@")
+    test = page(monkeypatch, store_copy, q=f"at:{slide_id}@{place}")
     assert not test.exception and not test.error
-    assert sorted(test.selectbox(key="vectors").options) == ["tiny, 1 um/px", "tiny, 2 um/px"]
+    assert sorted(test.selectbox(key="vectors").options) == ["tiny, 1 µm/px", "tiny, 2 µm/px"]
     test.selectbox(key="vectors").select_index(1).run()
     assert not test.exception and not test.error
-    assert "most similar tiles" in texts(test)
+    assert "most similar" in texts(test)
+    beside = lone_page(monkeypatch, store_copy, "encoders_page", q=f"at:{slide_id}@{place}")
+    assert not beside.exception and not beside.error
+    assert "tiny, 1 µm/px" in texts(beside) and "tiny, 2 µm/px" in texts(beside)
 
 
-def test_a_bookmark_of_an_unknown_slide_says_so(monkeypatch: pytest.MonkeyPatch, tiny_store: Path) -> None:
-    test = page(monkeypatch, tiny_store, slide="elsewhere", at="\u00b2,5")
+def test_the_cohort_page_tells_what_failed_and_answers_sql(monkeypatch: pytest.MonkeyPatch, tiny_store: Path) -> None:
+    test = lone_page(monkeypatch, tiny_store, "cohort_page")
+    assert not test.exception and not test.error
+    shown = {metric.label: metric.value for metric in test.metric}
+    assert shown["Indexed"] == "3" and int(shown["Tiles"].replace(",", "")) > 100
+    assert "Nothing is in quarantine" in texts(test)
+    test.text_area(key="sql_text").set_value("SELECT count(*) AS n FROM slides")
+    test.button[-1].click().run()
+    assert not test.exception and not test.error
+    assert test.dataframe[-1].value["n"].tolist() == [3]
+    test.text_area(key="sql_text").set_value("DROP TABLE slides")
+    test.button[-1].click().run()
     assert not test.exception
-    assert "elsewhere" in " ".join(element.value for element in test.warning)
-
-
-@pytest.fixture
-def server(tiny_store: Path) -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-c", "from ui.cli.main import run; run()", "ui", "--store", str(tiny_store)]
-    running = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(240):
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                time.sleep(0.25)
-        yield f"http://127.0.0.1:{port}/"
-    finally:
-        running.terminate()
-        running.wait(20)
-
-
-@pytest.mark.browser
-def test_click_gallery_jump_upload(server: str, tiny_store: Path, tmp_path: Path) -> None:
-    browser_path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser_path is None:
-        pytest.skip("no Chromium on this machine")
-    from playwright.sync_api import sync_playwright
-
-    from query import open_cohort
-
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-    quiet += ["--disable-background-networking", "--disable-component-update"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_path, args=quiet)
-        view = browser.new_page(viewport={"width": 1440, "height": 900})
-        errors: list[str] = []
-        view.on("pageerror", lambda error: errors.append(str(error)))
-        view.goto(server)
-        overview = view.locator(".hs-overview img")
-        overview.wait_for(timeout=60_000)
-        box = overview.bounding_box()
-        assert box is not None and box["width"] > 100
-        overview.click(position={"x": box["width"] * 0.5, "y": box["height"] * 0.5})
-        cards = view.locator(".hs-card")
-        cards.first.wait_for(timeout=60_000)
-        first = open_cohort(str(tiny_store)).slides["slide_id"][0].as_py()
-        names = [name.split(". ", 1)[1] for name in view.locator(".hs-name").all_inner_texts()]
-        assert len(names) == 20 and first not in names  # other slides only, by default
-        cards.first.click()
-        view.wait_for_url("**tile=**", timeout=60_000)
-        assert names[0] in view.url
-        view.get_by_role("tab", name="From a picture").click()
-        from PIL import Image
-
-        Image.new("RGB", (80, 80), (190, 110, 170)).save(tmp_path / "pink.png")
-        view.locator("input[type=file]").set_input_files(str(tmp_path / "pink.png"))
-        view.get_by_text("the picture's scale is unknown").or_(view.get_by_text("scale is unknown")).first.wait_for(
-            timeout=60_000
-        )
-        assert not errors
-        browser.close()
+    assert test.error and "SELECT" in test.error[0].value

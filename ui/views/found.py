@@ -1,0 +1,57 @@
+"""One search at a time, kept for the runs of the page that change nothing of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from weakref import ref
+
+import streamlit as st
+
+from query.cohort import Cohort
+from query.results import Results
+from ui.views.asked import Asked, query_of
+from ui.views.settings import Settings
+
+_KEPT = "found"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        results: of the search.
+        token: another one for each search.
+    """
+
+    results: Results
+    token: str
+
+
+def find(cohort: Cohort, settings: Settings, asked: Asked) -> Found:
+    """Search, unless this session has just asked the same of the same rows.
+
+    Raises:
+        HistoSeekError: the query cannot be answered as asked.
+    """
+    room = cohort.room(settings.table)
+    question = (asked, settings, ref(room))
+    kept: tuple[Any, Found] | None = st.session_state.get(_KEPT)
+    if kept is not None and kept[0] == question:
+        return kept[1]
+    results = cohort.search(
+        query_of(asked),
+        k=settings.k,
+        where=settings.where,
+        exclude=settings.exclude if asked.on_slides else (),
+        per_slide=settings.per_slide,
+        encoder=settings.table.encoder_id,
+        grid=settings.table.grid_id,
+    )
+    number = 1 + int(kept[1].token) if kept is not None else 1
+    found = Found(results, str(number))
+    st.session_state[_KEPT] = (question, found)
+    if len(results):
+        st.session_state["extent_px0"] = results.table["extent_px0"][0].as_py()
+    return found
