@@ -7,7 +7,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,12 @@ class TileList:
     def slide_ids(self) -> tuple[str, ...]:
         """Slides of the tiles, in the order in which they first occur."""
         return tuple(dict.fromkeys(self.table["slide_id"].to_pylist()))
+
+    def part(self, first: int, count: int) -> TileList:
+        """Some of the tiles, from a position on."""
+        chosen = slice(first, first + count)
+        table, labels = self.table.slice(first, count), self.labels[chosen]
+        return replace(self, table=table, tile_ids=self.tile_ids[chosen], labels=labels)
 
     def to_json_rows(self) -> list[dict[str, Any]]:
         """The table as a list of objects that JSON can hold: no number in it is NaN or infinite."""
