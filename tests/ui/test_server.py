@@ -17,12 +17,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import uvicorn
 from PIL import Image
+from starlette.applications import Starlette
 from starlette.testclient import TestClient
 from streamlit.runtime.secrets import secrets_singleton
 from streamlit.web.server.starlette.starlette_app_utils import create_signed_value
@@ -283,6 +286,20 @@ def resident_mb() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+@contextmanager
+def serving(app: Starlette) -> Iterator[str]:
+    """The slide view on a port of its own, in this process, whose memory can then be looked at."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(20)
+
+
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
 def test_many_requests_by_many_threads_leave_memory_flat(
     tiny_store: Path, cohort_folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -290,28 +307,52 @@ def test_many_requests_by_many_threads_leave_memory_flat(
     monkeypatch.setattr(slide_routes, "MOST_CACHED_BYTES", 200_000)  # every tile is read again and again
     monkeypatch.setattr(open_slides.OpenSlides.__init__, "__defaults__", (2,))  # and slides are opened and closed
     slides = SlideRoutes(str(tiny_store))
-    app = slide_view(slides)
     choose = random.Random(3)
-    asked = [
-        (choose.randrange(3), choose.randrange(9, 12), choose.randrange(3), choose.randrange(3)) for _ in range(480)
-    ]
+    numbers, levels, places = range(3), range(9, 12), range(3)
+    asked = [tuple(map(choose.choice, (numbers, levels, places, places))) for _ in range(600)]
 
-    def ask(place: tuple[int, ...]) -> int:
-        number, level, column, row = place
-        answer = TestClient(app).get(f"/slides/{number}/tiles/{level}/{column}_{row}.jpg")
-        inside = max(column, row) * 512 < SIDE >> (11 - level)
-        assert answer.status_code == (200 if inside else 404), answer.text
-        return len(answer.content)
+    with serving(slide_view(slides)) as here, ThreadPoolExecutor(16) as pool:
 
-    with ThreadPoolExecutor(6) as pool:
-        first = list(pool.map(ask, asked[:160]))
+        def read(place: tuple[int, ...]) -> int:
+            number, level, column, row = place
+            status, _, content = ask(f"{here}/slides/{number}/tiles/{level}/{column}_{row}.jpg")
+            inside = max(column, row) * 512 < SIDE >> (11 - level)
+            assert status == (200 if inside else 404), content
+            return len(content)
+
+        first = list(pool.map(read, asked[:200]))
         before = resident_mb()
-        rest = list(pool.map(ask, asked[160:]))
+        rest = list(pool.map(read, asked[200:]))
         growth = resident_mb() - before
     sizes: dict[Any, int] = {}
     for place, size in zip(asked, first + rest, strict=True):
         assert sizes.setdefault(place, size) == size  # the same tile, whoever asks and whenever
     assert growth < 40, growth
+    slides.close()
+
+
+def test_what_waits_is_refused_when_the_server_leaves(tiny_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slides = SlideRoutes(str(tiny_store))
+    begun, go_on = threading.Event(), threading.Event()
+    read = Zoom.read
+
+    def slow(self: Zoom, *at: int) -> Any:
+        begun.set()
+        assert go_on.wait(20)
+        return read(self, *at)
+
+    monkeypatch.setattr(Zoom, "read", slow)
+    monkeypatch.setattr(slides, "_decoding", threading.BoundedSemaphore(1))
+    with serving(slide_view(slides)) as here, ThreadPoolExecutor(4) as pool:
+        running = pool.submit(ask, f"{here}/slides/0/tiles/11/0_0.jpg")
+        assert begun.wait(20)
+        waiting = [pool.submit(ask, f"{here}/slides/0/tiles/11/{column}_1.jpg") for column in range(3)]
+        while slides._turns.borrowed_tokens < 4:
+            time.sleep(0.01)
+        slides.leave()
+        go_on.set()
+        assert running.result()[0] == 200
+        assert [answer.result()[0] for answer in waiting] == [503] * 3
     slides.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pkgutil
 import socket
@@ -10,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 
 import streamlit
 import uvicorn
@@ -47,27 +49,28 @@ _OPTIONS = {
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
-def make_app(store: str) -> streamlit.App:
+def make_app(store: str, slides: SlideRoutes | None = None) -> streamlit.App:
     """The application that serves a store's pages, and its slides below `/hs`.
 
     Args:
         store: folder or URI of the store.
+        slides: the handlers of its slides; None for new ones.
 
     Raises:
         UsageError: a sign-in is configured by which nobody could sign in.
     """
     sign_in_needed()
-    slides = SlideRoutes(store)
+    shown = slides or SlideRoutes(store)
 
     @asynccontextmanager
     async def lifespan(_: streamlit.App) -> AsyncIterator[None]:
         yield
-        slides.close()
+        shown.close()
 
     return streamlit.App(
         _PAGE,
         lifespan=lifespan,
-        routes=[Mount(PREFIX, app=slide_view(slides))],
+        routes=[Mount(PREFIX, app=slide_view(shown))],
         middleware=[Middleware(HostGuard)],
     )
 
@@ -84,7 +87,8 @@ def serve(store: str, listener: socket.socket) -> None:
     """
     os.environ[STORE_VARIABLE] = store
     bootstrap.load_config_options(_OPTIONS | {"server.port": listener.getsockname()[1]})
-    app = make_app(store)
+    slides = SlideRoutes(store)
+    app = make_app(store, slides)
     if is_loopback(listener):
         names = [*_LOCAL_NAMES, *streamlit.get_option("server.allowedHosts"), *sign_in_host()]
         streamlit.config.set_option("server.allowedHosts", names)
@@ -96,10 +100,25 @@ def serve(store: str, listener: socket.socket) -> None:
         ws="websockets-sansio",
         ws_max_size=streamlit.get_option("server.maxMessageSize") << 20,
         ws_per_message_deflate=False,  # most of what is sent are JPEG pictures
-        timeout_graceful_shutdown=1,
+        timeout_graceful_shutdown=2,
     )
     with suppress(KeyboardInterrupt), listener:
-        uvicorn.Server(config).run(sockets=[listener])
+        _Server(config, slides).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Ends soon and quietly: requests that wait for their turn are refused, not waited for."""
+
+    def __init__(self, config: uvicorn.Config, slides: SlideRoutes) -> None:
+        super().__init__(config)
+        self._slides = slides
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take the signal to stop."""
+        self._slides.leave()
+        # What is logged from here on tells of requests that were cut off, which is what was asked for.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        super().handle_exit(sig, frame)
 
 
 def slide_view(slides: SlideRoutes) -> Starlette:

@@ -6,13 +6,14 @@ import io
 import logging
 import os
 import threading
-from collections.abc import Callable, Hashable
-from functools import wraps
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Any
 
 import numpy as np
+from anyio import CapacityLimiter
 from numpy.typing import NDArray
 from PIL import Image
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -26,6 +27,7 @@ from ui.server.tile_cache import TileCache
 MOST_CACHED_BYTES = 64 << 20
 MOST_REGION_PX = 512
 _QUALITY = 85
+_MOST_THREADS = 12
 _VERSION_LETTERS = 8  # of the fingerprint that an address must bear at least to be kept without asking again
 
 Handler = Callable[[Request], Response]
@@ -52,19 +54,35 @@ class SlideRoutes:
         self._tiles = TileCache(MOST_CACHED_BYTES)
         # More at once would not be faster, and each holds a few dozen megabytes.
         self._decoding = threading.BoundedSemaphore(max(2, os.cpu_count() or 2))
+        # Of Streamlit's threads, which serve the pages' own files too; the other requests wait without one.
+        self._turns = CapacityLimiter(_MOST_THREADS)
+        self._leaving = threading.Event()
 
     def routes(self) -> list[Route]:
         """The routes below the server's own prefix."""
         return [
-            Route("/slides/{slide_no}/info.json", _answering(self._info)),
-            Route("/slides/{slide_no}/overview.jpg", _answering(self._overview)),
-            Route("/slides/{slide_no}/region.jpg", _answering(self._region)),
-            Route("/slides/{slide_no}/tiles/{level}/{column}_{row}.jpg", _answering(self._tile)),
+            Route("/slides/{slide_no}/info.json", self._answering(self._info)),
+            Route("/slides/{slide_no}/overview.jpg", self._answering(self._overview)),
+            Route("/slides/{slide_no}/region.jpg", self._answering(self._region)),
+            Route("/slides/{slide_no}/tiles/{level}/{column}_{row}.jpg", self._answering(self._tile)),
         ]
+
+    def leave(self) -> None:
+        """Refuse all that has not begun to be read, so that the server ends soon."""
+        self._leaving.set()
 
     def close(self) -> None:
         """Close the slides."""
         self._open.close()
+
+    def _answering(self, handle: Handler) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            async with self._turns:
+                if await request.is_disconnected():  # the view has moved on
+                    return refusal(503, "nobody waits for this any more.")
+                return await run_in_threadpool(_answer, handle, request)
+
+        return answer
 
     def _info(self, request: Request) -> Response:
         row = self._row(request)
@@ -136,6 +154,8 @@ class SlideRoutes:
         content = self._tiles.get(key)
         if content is None:
             with self._decoding:
+                if self._leaving.is_set():
+                    raise _Refused(503, "the server is being stopped.")
                 stream = io.BytesIO()
                 Image.fromarray(read(zoom)).save(stream, "JPEG", quality=_QUALITY)
             content = stream.getvalue()
@@ -154,25 +174,20 @@ def refusal(status: int, sentence: str) -> JSONResponse:
     return JSONResponse({"error": sentence}, status_code=status, headers={"Cache-Control": "no-store"})
 
 
-def _answering(handle: Handler) -> Handler:
+def _answer(handle: Handler, request: Request) -> Response:
     """Turn whatever goes wrong into a sentence: no traceback reaches a client."""
-
-    @wraps(handle)
-    def answer(request: Request) -> Response:
-        try:
-            return handle(request)
-        except _Refused as refused:
-            return refusal(refused.status, str(refused))
-        except StoreError as error:
-            logging.getLogger("histoseek").warning("%s", error)
-            return refusal(503, "the store cannot be read now.")
-        except HistoSeekError as error:
-            return refusal(400, str(error))
-        except Exception:
-            logging.getLogger("histoseek").exception("a request of the slide view failed")
-            return refusal(500, "the server failed here; its log says why.")
-
-    return answer
+    try:
+        return handle(request)
+    except _Refused as refused:
+        return refusal(refused.status, str(refused))
+    except StoreError as error:
+        logging.getLogger("histoseek").warning("%s", error)
+        return refusal(503, "the store cannot be read now.")
+    except HistoSeekError as error:
+        return refusal(400, str(error))
+    except Exception:
+        logging.getLogger("histoseek").exception("a request of the slide view failed")
+        return refusal(500, "the server failed here; its log says why.")
 
 
 def _number(text: str, name: str, status: int) -> int:
