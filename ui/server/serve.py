@@ -92,7 +92,8 @@ def serve(store: str, listener: socket.socket) -> None:
     if is_loopback(listener):
         names = [*_LOCAL_NAMES, *streamlit.get_option("server.allowedHosts"), *sign_in_host()]
         streamlit.config.set_option("server.allowedHosts", names)
-    threading.Thread(target=_warm_up, args=(store,), daemon=True).start()
+    stopped = threading.Event()
+    threading.Thread(target=_warm_up, args=(store, stopped)).start()
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -103,7 +104,10 @@ def serve(store: str, listener: socket.socket) -> None:
         timeout_graceful_shutdown=2,
     )
     with suppress(KeyboardInterrupt), listener:
-        _Server(config, slides).run(sockets=[listener])
+        try:
+            _Server(config, slides).run(sockets=[listener])
+        finally:
+            stopped.set()
 
 
 class _Server(uvicorn.Server):
@@ -137,12 +141,14 @@ def _not_served(_: Request, error: Exception) -> JSONResponse:
     return refusal(status, "only GET and HEAD are answered." if status == 405 else "there is nothing here.")
 
 
-def _warm_up(store: str) -> None:
-    """Do what the first page would wait for; whatever fails here is said there."""
+def _warm_up(store: str, stopped: threading.Event) -> None:
+    """Do what the first page would wait for, until the server ends; whatever fails here is said there."""
     import ui.views
 
     with suppress(HistoSeekError):
         opened_cohort(store)
     for module in pkgutil.iter_modules(ui.views.__path__):
+        if stopped.is_set():
+            return
         with suppress(ImportError):
             import_module(f"ui.views.{module.name}")
