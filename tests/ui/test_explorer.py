@@ -108,6 +108,25 @@ def test_a_damaged_link_is_one_sentence(
     assert said in texts(test)
 
 
+def test_filters_are_built_from_the_columns_of_the_store(monkeypatch: pytest.MonkeyPatch, tiny_store: Path) -> None:
+    cohort = open_cohort(str(tiny_store))
+    tile = some_tile(cohort)
+    other = next(i for i in cohort.slides["slide_id"].to_pylist() if i != tile.rpartition("@")[0])
+    test = page(monkeypatch, tiny_store, q=f"tile:{tile}", f_slide_id=other)
+    assert not test.exception and not test.error
+    count = cohort.sql(f"SELECT count(*) AS n FROM tiles WHERE slide_id = '{other}'")["n"][0].as_py()
+    assert f"slide_id is {other}" in texts(test) and f"of {count:,} tiles" in texts(test)
+    assert len(cohort.search(tile, where=f"slide_id = '{other}'", exclude=("slide",)))
+    low, high = test.slider(key="f_tissue").value
+    test.slider(key="f_tissue").set_value((high, high)).run()
+    assert not test.exception and not test.error
+    full = cohort.sql(f"SELECT count(*) AS n FROM tiles WHERE slide_id = '{other}' AND tissue >= {high}")["n"][
+        0
+    ].as_py()
+    assert low < high and f"tissue is at least {high:g}" in texts(test)
+    assert (f"of {full:,} tiles" if full else "No tile matches") in texts(test)
+
+
 def test_a_filter_without_hits_says_so(monkeypatch: pytest.MonkeyPatch, tiny_store: Path) -> None:
     tile = some_tile(open_cohort(str(tiny_store)))
     test = page(monkeypatch, tiny_store, q=f"tile:{tile}", where="tissue > 5")
