@@ -113,19 +113,19 @@ def test_one_is_open_and_the_link_says_which(monkeypatch: pytest.MonkeyPatch, co
     save_collection(cohort, "*bold* [x](y)", tiles[:1])
     test = draw(monkeypatch, store_copy, [])
     assert not test.exception
-    assert test.selectbox(key="collection").options == ["*bold* [x](y)", "Glands & co"]
+    assert test.selectbox(key="collection_choice").options == ["*bold* [x](y)", "Glands & co"]
     assert test.subheader[0].value.replace("\\", "") == "*bold* [x](y)" and "\\*" in test.subheader[0].value
     test = draw(monkeypatch, store_copy, [], collection="Glands & co")
     assert not test.exception
-    assert test.selectbox(key="collection").value == "Glands & co"
+    assert test.selectbox(key="collection_choice").value == "Glands & co"
     assert "6 tiles of 2 slides" in texts(test) and "by Ada" in texts(test) and "for the study" in texts(test)
     frame = test.dataframe[0].value
     assert frame["Name"].tolist() == ["*bold* [x](y)", "Glands & co"] and frame["Tiles"].tolist() == [1, 6]
-    test.selectbox(key="collection").select("*bold* [x](y)").run()
-    assert not test.exception and "1 tiles of 1 slides" in texts(test)
+    test.selectbox(key="collection_choice").select("*bold* [x](y)").run()
+    assert not test.exception and "1 tile of 1 slide " in texts(test)
     gone = draw(monkeypatch, store_copy, [], collection="gone")
     assert not gone.exception and "no collection “gone”" in texts(gone)
-    assert gone.selectbox(key="collection").value == "*bold* [x](y)"
+    assert gone.selectbox(key="collection_choice").value == "*bold* [x](y)"
 
 
 def test_its_tiles_become_examples(monkeypatch: pytest.MonkeyPatch, cohort: Cohort, store_copy: Path) -> None:
@@ -153,7 +153,7 @@ def test_it_is_deleted_after_a_question(monkeypatch: pytest.MonkeyPatch, cohort:
     test.button(key="delete_surely").click().run()
     assert not test.exception
     assert [info.name for info in collections(cohort)] == ["other"]
-    assert test.selectbox(key="collection").value == "other" and "2 tiles of" in texts(test)
+    assert test.selectbox(key="collection_choice").value == "other" and "2 tiles of 1 slide " in texts(test)
     test.button(key="delete").click().run()
     test.button(key="delete_surely").click().run()
     assert not test.exception and "No collections yet" in texts(test)
@@ -183,7 +183,7 @@ def test_it_is_renamed(monkeypatch: pytest.MonkeyPatch, cohort: Cohort, store_co
     test.text_input(key="rename_other").set_value("Aardvarks")
     next(button for button in test.button if button.label == "Rename").click().run()
     assert not test.exception and [info.name for info in collections(cohort)] == ["Aardvarks", "Glands & co"]
-    assert test.selectbox(key="collection").value == "Aardvarks"
+    assert test.selectbox(key="collection_choice").value == "Aardvarks"
 
 
 def test_tiles_that_are_gone_are_told(monkeypatch: pytest.MonkeyPatch, cohort: Cohort, store_copy: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 import streamlit as st
 
 from encoder.errors import HistoSeekError
@@ -18,17 +16,15 @@ from query.collections import (
     rename_collection,
 )
 from query.tile_list import TileList
-from ui.views.address import go
+from ui.views.address import go, put
 from ui.views.asked import MAX_MARKS
 from ui.views.component import data_uri
 from ui.views.downloads import download_row
 from ui.views.gallery import Card, gallery
 from ui.views.settings import vector_names
 
-# Of the widget that says which collection is open, and of the link.
-_OPEN = "collection"
-# What a run leaves to the next one: the collection to open, and what went wrong.
-_NEXT, _PROBLEM = "next_collection", "collection_problem"
+# The widget that says which collection is open, and what went wrong before this run.
+_CHOICE, _PROBLEM = "collection_choice", "collection_problem"
 _PAGE_TILES = 120
 
 
@@ -44,37 +40,31 @@ def show(cohort: Cohort) -> None:
             "it appears here, for everybody who opens this store."
         )
         return
-    _choose(found)
+    wanted = st.query_params.get("collection")
+    if wanted is not None and wanted not in found:
+        st.warning(f"There is no collection “{_plain(wanted)}”. It may have another name now, or be deleted.")
+    # The link says which one is open: the widget follows it.
+    chosen = wanted if wanted is not None and wanted in found else next(iter(found))
+    st.session_state[_CHOICE] = chosen
     left, right = st.columns([2, 5], gap="large")
     with left:
-        chosen = st.selectbox("Collection", list(found), key=_OPEN, bind="query-params")
+        st.selectbox("Collection", list(found), key=_CHOICE, on_change=_chosen)
         _overview(list(found.values()))
     with right:
         _opened(cohort, chosen)
 
 
-def _choose(found: Collection[str]) -> None:
-    """Open what was asked for last; the first where that is gone."""
-    following = st.session_state.pop(_NEXT, None)
-    wanted = following or st.session_state.get(_OPEN) or st.query_params.get(_OPEN)
-    if wanted is not None and wanted not in found:
-        st.warning(f"There is no collection “{_plain(wanted)}”. It may have another name now, or be deleted.")
-    if following is not None or (wanted is not None and wanted not in found):
-        # Set before the widget is drawn, which then writes it into the link.
-        st.session_state[_OPEN] = wanted if wanted in found else next(iter(found))
+def _chosen() -> None:
+    put(collection=st.session_state[_CHOICE])
 
 
 def _overview(found: list[CollectionInfo]) -> None:
     rows = [
-        {"Name": info.name, "Tiles": info.tiles, "Slides": info.slides, "By": info.author, "When": info.at}
+        {"Name": info.name, "Tiles": info.tiles, "Slides": info.slides, "By": info.author, "When": info.at.date()}
         for info in found
     ]
-    st.dataframe(
-        rows,
-        hide_index=True,
-        width="stretch",
-        column_config={"When": st.column_config.DatetimeColumn(format="D MMM YYYY, HH:mm")},
-    )
+    when = st.column_config.DateColumn(format="D MMM YYYY")
+    st.dataframe(rows, hide_index=True, width="stretch", column_config={"When": when})
 
 
 def _opened(cohort: Cohort, name: str) -> None:
@@ -86,9 +76,7 @@ def _opened(cohort: Cohort, name: str) -> None:
         # As it is: a name may hold what Markdown would take for its own.
         st.subheader(_plain(info.name), anchor=False)
         by = f" by {info.author}" if info.author else ""
-        st.caption(
-            _plain(f"{info.tiles:,} tiles of {info.slides:,} slides · {info.at.day} {info.at:%B %Y, %H:%M} UTC{by}")
-        )
+        st.caption(_plain(f"{_counted(info)} · {info.at.day} {info.at:%B %Y, %H:%M} UTC{by}"))
     with buttons, st.container(horizontal=True, horizontal_alignment="right"):
         with st.popover("Rename", icon=":material/edit:"):
             _rename_form(cohort, info)
@@ -160,13 +148,13 @@ def _rename_form(cohort: Cohort, info: CollectionInfo) -> None:
     except HistoSeekError as error:
         st.error(str(error))
         return
-    st.session_state[_NEXT] = renamed.name
+    put(collection=renamed.name)
     st.rerun()
 
 
 @st.dialog("Delete this collection?")
 def _confirm_deletion(cohort: Cohort, info: CollectionInfo) -> None:
-    st.markdown(_plain(f"“{info.name}” with {info.tiles:,} tiles will no longer be listed, for nobody. "))
+    st.markdown(_plain(f"“{info.name}” with {_counted(info)} will no longer be listed for anybody."))
     st.caption("The tiles themselves stay in the store.")
     if st.button("Delete", type="primary", key="delete_surely", on_click=_delete, args=(cohort, info.name)):
         st.rerun()
@@ -175,11 +163,15 @@ def _confirm_deletion(cohort: Cohort, info: CollectionInfo) -> None:
 def _delete(cohort: Cohort, name: str) -> None:
     try:
         delete_collection(cohort, name)
-        others = [info.name for info in collections(cohort)]
     except HistoSeekError as error:  # told by the run that follows: this is called before it
         st.session_state[_PROBLEM] = str(error)
     else:
-        st.session_state[_NEXT] = others[0] if others else None
+        put(collection=None)
+
+
+def _counted(info: CollectionInfo) -> str:
+    tiles, slides = "tile" if info.tiles == 1 else "tiles", "slide" if info.slides == 1 else "slides"
+    return f"{info.tiles:,} {tiles} of {info.slides:,} {slides}"
 
 
 def _plain(text: str) -> str:
