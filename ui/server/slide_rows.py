@@ -73,4 +73,5 @@ class SlideRows:
 
 def _row(row: dict[str, Any]) -> SlideRow:
     names = ("slide_no", "slide_id", "fingerprint", "width0", "height0", "mpp")
-    return SlideRow(path=Path(row["path"]), **{name: row[name] for name in names})
+    # A slide without a file is said to be missing under its id.
+    return SlideRow(path=Path(row["path"] or row["slide_id"]), **{name: row[name] for name in names})
