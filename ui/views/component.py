@@ -38,6 +38,5 @@ def data_uri(content: bytes, kind: str = "jpeg") -> str:
 
 
 def server_path(path: str) -> str:
-    """Address of one of the server's own routes, below the path that the server was given."""
-    base = str(st.get_option("server.baseUrlPath") or "").strip("/")
-    return f"/{base}/hs/{path}" if base else f"/hs/{path}"
+    """Address of one of the server's own routes."""
+    return f"/hs/{path}"
