@@ -222,7 +222,7 @@ def collection_tiles(cohort: Cohort, collection: Collection) -> TileList:
         **{name: rows[name] for name in ("x0", "y0", "extent_px0", "tissue")},
     }
     told |= slide_columns(about, told)
-    words = f"{len(kept):,} tiles of {len(set(about['slide_id'].to_pylist())):,} slides. {info.note}"
+    words = f"Tiles: {len(kept):,}. Slides: {len(set(about['slide_id'].to_pylist())):,}. {info.note}"
     return TileList(
         table=pa.table(told),
         tile_ids=rows["tile_id"].to_numpy(),

@@ -105,10 +105,19 @@ def _middle_cut(text: str, kept: int) -> str:
 
 
 def _wrap(text: str, font: Font, width: int) -> list[str]:
+    """Break at spaces; a word that is wider than a line, as ids are, between its letters."""
     lines, line = [], ""
-    for letter in text:
-        if line and font.getlength(line + letter) > width:
+    for word in text.split():
+        joined = f"{line} {word}" if line else word
+        if font.getlength(joined) <= width:
+            line = joined
+            continue
+        if line:
             lines.append(line)
-            line = ""
-        line += letter
+        line = ""
+        for letter in word:
+            if line and font.getlength(line + letter) > width:
+                lines.append(line)
+                line = ""
+            line += letter
     return [*lines, line] if line else lines

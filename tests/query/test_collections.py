@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from encoder.errors import QueryError, StoreError, UsageError
 from encoder.progress import SilentReporter
@@ -37,6 +37,7 @@ from query.collections import (
     save_collection,
 )
 from query.facets import facets
+from query.montage import _wrap
 from query.results import Results
 from query.tile_list import TileList
 
@@ -297,6 +298,15 @@ def test_a_sheet_without_a_query_has_its_words_at_the_top(copied):
     pixels = np.asarray(collection_tiles(cohort, save).montage())
     assert (pixels[22:44, 22:120] != 255).any()  # the heading
     assert not (pixels == np.array([236, 238, 241])).all(axis=-1).any()  # no empty frame
+
+
+def test_words_on_a_sheet_break_at_spaces():
+    font = ImageFont.load_default(size=14)
+    lines = _wrap("Seen in the first\nround; compare  with the oral slide. " + "x" * 60, font, 220)
+    assert all(font.getlength(line) <= 220 for line in lines)
+    assert " ".join(lines[:3]).startswith("Seen in the first round; compare with the oral slide.")
+    assert all(line[0] != " " and line[-1] != " " for line in lines) and lines[-1].strip("x") == ""
+    assert sum(line.count("x") for line in lines) == 60
 
 
 def test_csv_holds_all_columns_and_runs_nothing(copied):
