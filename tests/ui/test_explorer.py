@@ -89,6 +89,19 @@ def test_every_kind_of_question_has_its_link(monkeypatch: pytest.MonkeyPatch, ti
     assert "2 marked like it" in told and "20 most similar" in told
 
 
+def test_marks_do_not_take_their_slides_away(monkeypatch: pytest.MonkeyPatch, tiny_store: Path) -> None:
+    cohort = open_cohort(str(tiny_store))
+    one, other = some_tile(cohort), some_tile(cohort, last=True)
+    own, marked = (key.rpartition("@")[0] for key in (one, other))
+    tiles = {
+        row["slide_id"]: row["n"]
+        for row in cohort.sql("SELECT slide_id, count(*) AS n FROM tiles GROUP BY 1").to_pylist()
+    }
+    left = sum(tiles.values()) - tiles[own] - 1  # but for the marked tile itself
+    told = texts(page(monkeypatch, tiny_store, q=f"tile:{one}", like=[other], where="tissue >= 0"))
+    assert own != marked and f"of {left:,} tiles" in told
+
+
 @pytest.mark.parametrize(
     ("link", "said"),
     [
@@ -117,8 +130,8 @@ def test_filters_are_built_from_the_columns_of_the_store(monkeypatch: pytest.Mon
     count = cohort.sql(f"SELECT count(*) AS n FROM tiles WHERE slide_id = '{other}'")["n"][0].as_py()
     assert f"slide_id is {other}" in texts(test) and f"of {count:,} tiles" in texts(test)
     assert len(cohort.search(tile, where=f"slide_id = '{other}'", exclude=("slide",)))
-    low, high = test.slider(key="f_tissue").value
-    test.slider(key="f_tissue").set_value((high, high)).run()
+    low, high = test.slider(key="ft_tissue").value
+    test.slider(key="ft_tissue").set_value((high, high)).run()
     assert not test.exception and not test.error
     full = cohort.sql(f"SELECT count(*) AS n FROM tiles WHERE slide_id = '{other}' AND tissue >= {high}")["n"][
         0

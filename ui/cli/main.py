@@ -9,6 +9,7 @@ import typer
 
 from encoder.errors import HistoSeekError
 from ui.cli import analyse, build, collections, demo, index, search, segment, store, system, train, upkeep
+from ui.cli import map as tile_map
 
 app = typer.Typer(
     name="histoseek",
@@ -29,6 +30,7 @@ for command in (
     build.build,
     search.search,
     collections.collections,
+    tile_map.map,
     segment.segment,
     analyse.classify,
     analyse.evaluate,

@@ -11,7 +11,7 @@ _PAGES = "pages"
 
 # Parameters that say what is searched and how; they go along from page to page.
 SHARED = frozenset({"vectors", "k", "leave_out", "per_slide", "where", "lasso", "q", "like", "unlike"})
-FILTER = "f_"
+FILTER, TILE_FILTER = "f_", "ft_"
 
 
 def set_pages(pages: Mapping[str, Any]) -> None:
@@ -27,7 +27,9 @@ def go(page: str, **params: str | Sequence[str] | None) -> NoReturn:
         params: of the link, lists for repeated ones; None or empty for one that shall not be there.
     """
     kept: dict[str, Any] = {
-        name: st.query_params.get_all(name) for name in st.query_params if name in SHARED or name.startswith(FILTER)
+        name: st.query_params.get_all(name)
+        for name in st.query_params
+        if name in SHARED or name.startswith((FILTER, TILE_FILTER))
     }
     kept.update(params)
     st.switch_page(st.session_state[_PAGES][page], query_params={name: value for name, value in kept.items() if value})

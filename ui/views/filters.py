@@ -11,7 +11,7 @@ import streamlit as st
 from query.choice import VectorTable
 from query.cohort import Cohort
 from query.facets import Bound, Condition, Facet, describe, facets, to_where
-from ui.views.address import FILTER
+from ui.views.address import FILTER, TILE_FILTER
 
 _UNKNOWN, _YES, _NO = "(unknown)", "yes", "no"
 # So many controls fit below each other; with more columns people first choose which.
@@ -37,7 +37,9 @@ def _chosen(found: Sequence[Facet]) -> Sequence[Facet]:
 
 
 def _control(facet: Facet) -> Condition | None:
-    key, name = f"{FILTER}{facet.column}", facet.column.replace("_", " ").capitalize()
+    # A manifest may have a column of the name that one of the tiles has.
+    key = f"{FILTER if facet.relation == 'slides' else TILE_FILTER}{facet.column}"
+    name = facet.column.replace("_", " ").capitalize()
     if facet.kind == "text":
         part = st.text_input(name, placeholder="contains …", key=key, bind="query-params")
         return Condition(facet.column, contains=part, relation=facet.relation) if part else None

@@ -46,7 +46,7 @@ def _save_form(cohort: Cohort, results: Results) -> None:
     if not sent:
         return
     try:
-        saved = save_collection(cohort, name, choices[which], author=author)
+        saved = save_collection(cohort, name, choices[which], author=author, grid=results.plan.grid_id)
     except HistoSeekError as error:
         st.error(str(error))
     else:
