@@ -40,10 +40,10 @@ def jpeg(width: int, height: int, seed: int) -> bytes:
 
 
 def points(seed: int) -> Iterator[tuple[int, int]]:
-    """Places of indexed tiles: those of large_store.py fill 50 columns of 256 px."""
+    """Places of indexed tiles: those of large_store.py fill 50 x 40 squares of 256 px; buttons hide the first."""
     rng = np.random.default_rng(seed)
     while True:
-        yield int(rng.integers(300, 12_000)), int(rng.integers(300, 9_000))
+        yield int(rng.integers(4_000, 12_500)), int(rng.integers(4_500, 10_000))
 
 
 def on_the_server(uri: str, name: str, clicks: int) -> list[Row]:
@@ -64,26 +64,23 @@ def on_the_server(uri: str, name: str, clicks: int) -> list[Row]:
 
 
 @contextmanager
-def served(uri: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """A server of its own process; its address and the process."""
+def served(uri: str) -> Iterator[tuple[str, subprocess.Popen[str], float]]:
+    """A server of its own process; its address, the process, and the seconds until it said the address."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-c", "from ui.cli.main import run; run()", "ui", "--store", uri, "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    begun = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                time.sleep(0.05)
-        yield f"http://127.0.0.1:{port}/", process
+        assert process.stdout is not None
+        address = process.stdout.readline().split()[-1]
+        yield f"{address}/", process, time.perf_counter() - begun
     finally:
         process.terminate()
         process.wait(20)
 
 
-def resident_mib(process: subprocess.Popen[bytes]) -> float:
+def resident_mib(process: subprocess.Popen[str]) -> float:
     """Memory of a process."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     return int(status.split("VmRSS:")[1].split()[0]) / 1024
@@ -98,10 +95,11 @@ def in_the_browser(uri: str, name: str, clicks: int, soak: int) -> list[Row]:
         print("no Chromium on this machine: what a person sees is not measured")
         return []
     rows = []
-    with served(uri) as (address, process), sync_playwright() as playwright:
+    with served(uri) as (address, process, start_seconds), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=QUIET)
         page = browser.new_page(viewport={"width": 1440, "height": 900})
         page.set_default_timeout(120_000)
+        rows.append(Row(f"{name}: from the command to its address", start_seconds, "s"))
         for words in ("first page of a server just started", "first page, again"):
             begun = time.perf_counter()
             page.goto(f"{address}?slide=slide-00003")

@@ -37,14 +37,16 @@ def ui(
 
     open_store(store, read_only=True)  # a wrong path is said here, not on a page
     with listen(address, port) as listener:
+        # Streamlit takes seconds to import: the address is said when a page behind it opens at once.
+        from ui.server.serve import serve, warm_up
+        from ui.server.viewer_files import HOW_TO_INSTALL, openseadragon_folder
+
+        warm_up(store)
         shown = f"[{address}]" if ":" in address else address
         say(f"explorer: http://{shown}:{port}")
         if not is_loopback(listener):
             say("note: anybody who reaches this address can see the slides; docs/sharing.md says how to share them")
         sys.stdout.flush()
-        from ui.server.serve import serve  # Streamlit: a second, in which the address is read already
-        from ui.server.viewer_files import HOW_TO_INSTALL, openseadragon_folder
-
         if openseadragon_folder() is None:
             note = f"note: OpenSeadragon is not installed, so slides are shown as overviews only. {HOW_TO_INSTALL}"
             sys.stderr.write(note + "\n")

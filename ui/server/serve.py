@@ -6,7 +6,6 @@ import logging
 import os
 import pkgutil
 import socket
-import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from importlib import import_module
@@ -92,8 +91,6 @@ def serve(store: str, listener: socket.socket) -> None:
     if is_loopback(listener):
         names = [*_LOCAL_NAMES, *streamlit.get_option("server.allowedHosts"), *sign_in_host()]
         streamlit.config.set_option("server.allowedHosts", names)
-    stopped = threading.Event()
-    threading.Thread(target=_warm_up, args=(store, stopped)).start()
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -104,10 +101,7 @@ def serve(store: str, listener: socket.socket) -> None:
         timeout_graceful_shutdown=2,
     )
     with suppress(KeyboardInterrupt), listener:
-        try:
-            _Server(config, slides).run(sockets=[listener])
-        finally:
-            stopped.set()
+        _Server(config, slides).run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
@@ -141,14 +135,17 @@ def _not_served(_: Request, error: Exception) -> JSONResponse:
     return refusal(status, "only GET and HEAD are answered." if status == 405 else "there is nothing here.")
 
 
-def _warm_up(store: str, stopped: threading.Event) -> None:
-    """Do what the first page would wait for, until the server ends; whatever fails here is said there."""
+def warm_up(store: str) -> None:
+    """Do beforehand what the first page would wait for; whatever fails here is said there.
+
+    Args:
+        store: folder or URI of the store.
+    """
     import ui.views
 
-    with suppress(HistoSeekError):
-        opened_cohort(store)
     for module in pkgutil.iter_modules(ui.views.__path__):
-        if stopped.is_set():
-            return
-        with suppress(ImportError):
-            import_module(f"ui.views.{module.name}")
+        import_module(f"ui.views.{module.name}")
+    with suppress(HistoSeekError):
+        cohort = opened_cohort(store)
+        for table in cohort.vector_tables[:1]:
+            cohort.searchable_slides(table.encoder_id, table.grid_id)

@@ -12,6 +12,7 @@ from query.cohort import Cohort
 from query.facets import Condition, to_where
 from query.results import Results
 from ui.views.asked import Asked, query_of
+from ui.views.selection import selected_tiles
 from ui.views.settings import Settings
 
 _KEPT = "found"
@@ -48,6 +49,7 @@ def find(cohort: Cohort, settings: Settings, asked: Asked) -> Found:
         where=where,
         exclude=exclude,
         per_slide=settings.per_slide,
+        among=None if settings.selection is None else selected_tiles(cohort, settings.selection),
         encoder=settings.table.encoder_id,
         grid=settings.table.grid_id,
     )

@@ -8,7 +8,9 @@ import streamlit as st
 
 from query.choice import VectorTable
 from query.cohort import Cohort
+from ui.views.address import put
 from ui.views.filters import filter_controls
+from ui.views.selection import Selection, parse_selection, selected_tiles
 
 _HITS = 20
 _LEAVE_OUT = {"nothing": "Nothing", "slide": "Same slide", "patient": "Same patient"}
@@ -25,6 +27,7 @@ class Settings:
         leave_out: `nothing`, `slide` or `patient`: what of the query's own is left out.
         per_slide: most hits of one slide; None for no limit.
         where: condition over the store's columns; None for none.
+        selection: tiles of a map that alone are searched; None for all.
     """
 
     table: VectorTable
@@ -32,6 +35,7 @@ class Settings:
     leave_out: str
     per_slide: int | None
     where: str | None
+    selection: Selection | None = None
 
     @property
     def exclude(self) -> tuple[str, ...]:
@@ -62,6 +66,7 @@ def search_settings(cohort: Cohort) -> Settings:
     """Draw the side bar."""
     with st.sidebar:
         table = choose_vectors(cohort)
+        selection = _selection(cohort, table)
         k = st.slider("Hits", 4, 60, _HITS, step=4, key="k", bind="query-params")
         several = cohort.slides.num_rows > 1
         leave_out = st.selectbox(
@@ -86,4 +91,20 @@ def search_settings(cohort: Cohort) -> Settings:
     per_slide = int(limit) if limit.isdecimal() else None
     parts = [part for part in (built, (written or "").strip()) if part]
     where = " AND ".join(f"({part})" for part in parts) if len(parts) > 1 else "".join(parts) or None
-    return Settings(table, k, leave_out, per_slide, where)
+    return Settings(table, k, leave_out, per_slide, where, selection)
+
+
+def _selection(cohort: Cohort, table: VectorTable) -> Selection | None:
+    """The selection of the link, where it is one of these vectors; and how to search everywhere again."""
+    selection, problem = parse_selection(st.query_params.get("lasso"))
+    if problem is not None:
+        st.warning(problem)
+    if selection is None:
+        return None
+    if (selection.encoder_id, selection.grid_id) != (table.encoder_id, table.grid_id):
+        st.caption("The selection on the map is one of other vectors and is not used here.")
+        return None
+    tiles = len(selected_tiles(cohort, selection))
+    st.info(f"Only among {tiles:,} tiles selected on the map", icon=":material/gesture_select:")
+    st.button("Search everywhere", on_click=put, kwargs={"lasso": None}, width="stretch")
+    return selection
