@@ -8,10 +8,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from encoder.stain.compiled import worth_compiling
 from encoder.stain.density import GLASS_DENSITY, to_density
 from encoder.stain.fits import Fit, Outcome
 from encoder.stain.macenko import fit_macenko, unmixing
 from encoder.stain.reinhard import fit_reinhard, from_roots, shift_of_roots, to_lab, to_roots
+from encoder.stain.reinhard_kernel import fit_compiled, restain_compiled
 from encoder.stain.vahadane import AMOUNT_PENALTY, fit_vahadane, sparse_amounts
 
 StainMethod = Literal["reinhard", "macenko", "vahadane"]
@@ -55,6 +57,8 @@ def fit_stains(method: StainMethod, rgb: Tensor, sample_px: int | None = SAMPLE_
     # Autocast would compute optical densities in bfloat16, whose steps are coarser than a grey level's.
     with torch.no_grad(), torch.autocast(rgb.device.type, enabled=False):
         pixels = _lattice(rgb, sample_px).flatten(2)
+        if method == "reinhard" and worth_compiling(rgb):
+            return fit_compiled(pixels, GLASS_DENSITY)
         pixels = pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels
         if method == "reinhard":
             return fit_reinhard(to_lab(pixels), _densest(pixels, 1.0) > GLASS_DENSITY)
@@ -76,6 +80,9 @@ def restain(method: StainMethod, rgb: Tensor, source: Fit, target: Fit) -> tuple
     """
     with torch.no_grad(), torch.autocast(rgb.device.type, enabled=False):
         outcome = torch.where(source.usable & ~target.usable, int(Outcome.NO_TARGET), source.outcome)
+        if method == "reinhard" and worth_compiling(rgb):
+            left = outcome != Outcome.NORMALISED
+            return restain_compiled(rgb, *shift_of_roots(source, target), left, _FADE), outcome
         change = _Change(method, source, target, outcome, 255.0 if rgb.dtype == torch.uint8 else 1.0)
         out = torch.empty_like(rgb, memory_format=torch.contiguous_format)
         step = _CPU_CHUNK if rgb.device.type == "cpu" else max(1, len(rgb))

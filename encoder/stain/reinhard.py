@@ -11,8 +11,8 @@ from encoder.stain.fits import Fit, Outcome, first_outcome
 from encoder.stain.macenko import LEAST_TISSUE
 
 # sRGB to CIE XYZ, and the white of daylight D65 (IEC 61966-2-1).
-_TO_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
-_WHITE = (0.95047, 1.0, 1.08883)
+TO_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
+WHITE = (0.95047, 1.0, 1.08883)
 # Below these shares the curves of the two colour spaces are straight (IEC 61966-2-1; CIE 15).
 _LINEAR_RGB, _LINEAR_LIGHT = 0.04045, 0.0031308
 _LINEAR_ROOT = 6 / 29
@@ -24,21 +24,21 @@ _DARKEST_LIGHTNESS = 10.0
 
 
 # CIELAB is a linear map of the cube roots of XYZ, and an offset of the lightness.
-_ROOTS_TO_LAB = ((0.0, 116.0, 0.0), (500.0, -500.0, 0.0), (0.0, 200.0, -200.0))
-_LIGHTNESS_OFFSET = -16.0
+ROOTS_TO_LAB = ((0.0, 116.0, 0.0), (500.0, -500.0, 0.0), (0.0, 200.0, -200.0))
+LIGHTNESS_OFFSET = -16.0
 
 
 def to_lab(rgb: Tensor) -> Tensor:
     """CIELAB [N, 3, P], lightness 0..100, of RGB in 0..1."""
-    lab = _like(_ROOTS_TO_LAB, rgb) @ to_roots(rgb)
-    lab[:, 0] += _LIGHTNESS_OFFSET
+    lab = _like(ROOTS_TO_LAB, rgb) @ to_roots(rgb)
+    lab[:, 0] += LIGHTNESS_OFFSET
     return lab
 
 
 def from_lab(lab: Tensor) -> Tensor:
     """RGB in 0..1 of CIELAB [N, 3, P]; what lies outside the range is cut."""
-    offset = _like((_LIGHTNESS_OFFSET, 0.0, 0.0), lab)[:, None]
-    return from_roots(torch.linalg.inv(_like(_ROOTS_TO_LAB, lab)) @ (lab - offset))
+    offset = _like((LIGHTNESS_OFFSET, 0.0, 0.0), lab)[:, None]
+    return from_roots(torch.linalg.inv(_like(ROOTS_TO_LAB, lab)) @ (lab - offset))
 
 
 def to_roots(rgb: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def _cube(roots: Tensor) -> Tensor:
 
 
 def _light_to_xyz(like: Tensor) -> Tensor:
-    return _like(_TO_XYZ, like) / _like(_WHITE, like)[:, None]
+    return _like(TO_XYZ, like) / _like(WHITE, like)[:, None]
 
 
 def shift_of_roots(source: Fit, target: Fit) -> tuple[Tensor, Tensor]:
@@ -88,9 +88,9 @@ def shift_of_roots(source: Fit, target: Fit) -> tuple[Tensor, Tensor]:
     mean, spread = source.values.unbind(1)
     target_mean, target_spread = target.values.unbind(1)
     ratio = target_spread / spread
-    to_lab_matrix = _like(_ROOTS_TO_LAB, mean)
+    to_lab_matrix = _like(ROOTS_TO_LAB, mean)
     back = torch.linalg.inv(to_lab_matrix)
-    offset = _like((_LIGHTNESS_OFFSET, 0.0, 0.0), mean)
+    offset = _like((LIGHTNESS_OFFSET, 0.0, 0.0), mean)
     matrix = back @ (ratio[:, :, None] * to_lab_matrix)
     moved = target_mean - mean * ratio + (ratio - 1) * offset
     return matrix, (moved @ back.T)[:, :, None]
@@ -110,8 +110,13 @@ def fit_reinhard(lab: Tensor, stained: Tensor) -> Fit:
     count = weight.sum(dim=2).clamp(min=1)
     mean = (lab * weight).sum(dim=2) / count
     spread = ((lab - mean[:, :, None]).square() * weight).sum(dim=2).div(count).sqrt()
+    return judged(mean, spread, stained.float().mean(dim=1))
+
+
+def judged(mean: Tensor, spread: Tensor, share: Tensor) -> Fit:
+    """Put the figures of tiles together: mean and standard deviation [N, 3], and the share [N] of stained pixels."""
     outcome = first_outcome(
-        (stained.float().mean(dim=1) < LEAST_TISSUE, Outcome.LITTLE_TISSUE),
+        (share < LEAST_TISSUE, Outcome.LITTLE_TISSUE),
         (mean[:, 0] < _DARKEST_LIGHTNESS, Outcome.DARK),
         ((spread < _LEAST_SPREAD).any(dim=1), Outcome.ONE_STAIN),
     )

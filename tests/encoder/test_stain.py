@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from encoder.stain import compiled
 from encoder.stain.density import quantiles, to_density
 from encoder.stain.fits import Fit, Outcome
 from encoder.stain.macenko import unmixing
@@ -19,8 +20,14 @@ from encoder.stain.vahadane import sparse_amounts
 from tests.encoder import stain_reference as plain
 
 SAMPLE = 200
+NEVER = 1 << 60
 CLASSES = ("adenocarcinoma", "healthy", "serrated_adenoma", "tubular_adenoma", "villous_adenoma")
 EXAMPLES = ("macenko_example1.png", "macenko_example2.png", "torchstain_source.png", "torchstain_target.png")
+
+
+@pytest.fixture(autouse=True)
+def kernels_also_for_few_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "_LEAST_PX", 0)
 
 
 def planes(*pictures: plain.Picture) -> torch.Tensor:
@@ -78,7 +85,11 @@ def assert_as_reference(method: StainMethod, picture: plain.Picture, target: pla
 
 @pytest.mark.parametrize("method", STAIN_METHODS)
 @pytest.mark.parametrize("seed", range(3))
-def test_every_method_is_its_reference(method: StainMethod, seed: int) -> None:
+@pytest.mark.parametrize("least_px", [0, NEVER], ids=["kernels", "operations"])
+def test_every_method_is_its_reference(
+    method: StainMethod, seed: int, least_px: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "_LEAST_PX", least_px)
     assert_as_reference(method, stained_picture(seed), stained_picture(seed + 10, tissue=1.0))
 
 
