@@ -17,6 +17,9 @@ from PIL import Image
 
 from indexer.grid import parse_tile_key
 from query import open_cohort
+from query.cohort import Cohort
+from query.projection.lasso import inside
+from ui.views.selection import parse_selection
 
 pytestmark = pytest.mark.browser
 
@@ -196,6 +199,47 @@ def test_region_picture_and_collection(server: str, store: Path, view: Any, tmp_
     view.get_by_text("Stroma").first.wait_for()
     assert keys_of(view) or changed(view, [])
     assert keys_of(view) == hits[:1]
+
+
+def test_lasso_to_gallery_and_search(server: str, store: Path, view: Any) -> None:
+    cohort = open_cohort(str(store))
+    view.goto(f"{server}map")
+    stage = view.get_by_role("group", name="Map of tiles")
+    stage.wait_for()
+    view.get_by_label("Draw around tiles").click()
+    box = stage.bounding_box()
+    left, top, wide, high = box["x"], box["y"], box["width"], box["height"]
+    view.mouse.move(left + wide * 0.52, top + high * 0.05)
+    view.mouse.down()
+    for x, y in ((0.97, 0.05), (0.97, 0.95), (0.52, 0.95), (0.52, 0.5)):
+        view.mouse.move(left + wide * x, top + high * y, steps=8)
+    view.mouse.up()
+    text = asked_by(view, "lasso")
+    selection, problem = parse_selection(text)
+    assert problem is None and selection is not None
+    tile_map = cohort.map("pca")
+    ids = tile_map.rows.tile_id[inside(tile_map.xy, selection.polygon)]
+    assert 0 < len(ids) < len(tile_map)
+    shown_tiles = changed(view, [])
+    known = {str(key): int(tile) for key, tile in zip(*tiles_of(cohort), strict=True)}
+    assert {known[key] for key in shown_tiles} <= set(ids.tolist())
+    assert view.get_by_text(f"{len(ids):,} tiles").count()
+
+    view.get_by_role("button", name="Search only among these").click()
+    view.get_by_text(f"Only among {len(ids):,} tiles").wait_for()
+    first = cohort.slides["slide_id"][0].as_py()
+    view.goto(f"{view.url}&q=at:{first}@700,700&leave_out=Nothing")
+    hits = changed(view, [])
+    assert {known[key] for key in hits} <= set(ids.tolist())
+    view.get_by_role("button", name="Search everywhere").click()
+    everywhere = changed(view, hits)
+    assert not {known[key] for key in everywhere} <= set(ids.tolist())
+
+
+def tiles_of(cohort: Cohort) -> tuple[list[str], list[int]]:
+    """Keys and ids of all tiles."""
+    rows = cohort.sql("SELECT tile_key, tile_id FROM tiles")
+    return rows["tile_key"].to_pylist(), rows["tile_id"].to_pylist()
 
 
 @pytest.mark.parametrize("size", [(1440, 900), (1024, 768)])
