@@ -18,6 +18,7 @@ from PIL import Image
 from indexer.grid import parse_tile_key
 from query import open_cohort
 from query.cohort import Cohort
+from query.collections import save_collection
 from query.projection.lasso import inside
 from ui.views.selection import parse_selection
 
@@ -247,6 +248,8 @@ def test_every_page_is_seen(server: str, store: Path, view: Any, size: tuple[int
     cohort = open_cohort(str(store))
     ids = cohort.slides["slide_id"].to_pylist()
     key = str(cohort.sql("SELECT tile_key FROM tiles LIMIT 1")["tile_key"][0].as_py())
+    keys = cohort.sql("SELECT tile_key FROM tiles ORDER BY tissue LIMIT 9")["tile_key"].to_pylist()
+    save_collection(cohort, f"Edges {size[0]}", keys, author="A. Reader", note="Tiles at the edge of the tissue.")
     view.set_viewport_size({"width": size[0], "height": size[1]})
     SCREENSHOTS.mkdir(exist_ok=True)
     pages = {

@@ -60,7 +60,7 @@ def legend(shown: Shown) -> None:
     """Write what the colours of a layer mean."""
     entries = "".join(
         f"<span style='display:inline-flex;align-items:center;gap:5px;margin-right:14px'>"
-        f"<i style='width:12px;height:12px;border-radius:3px;background:{html.escape(entry.colour)}'></i>"
+        f"<i style='flex:none;width:12px;height:12px;border-radius:3px;background:{html.escape(entry.colour)}'></i>"
         f"{html.escape(entry.label)}</span>"
         for entry in shown.overlay.legend
     )

@@ -81,11 +81,9 @@ def _shown_slide(slides: Slides, asked: Asked | None) -> str:
 def _slide_part(
     cohort: Cohort, settings: Settings, slides: Slides, shown: str, asked: Asked | None, found: Found | None
 ) -> None:
-    chooser, layers = st.columns([4, 5], vertical_alignment="bottom")
-    with chooser:
+    with st.container(horizontal=True, vertical_alignment="bottom"):
         st.session_state["slide_choice"] = shown
-        st.selectbox("Slide", slides.ids, key="slide_choice", on_change=_slide_chosen)
-    with layers:
+        st.selectbox("Slide", slides.ids, key="slide_choice", on_change=_slide_chosen, width=250)
         layer = st.segmented_control(
             "Layer", LAYERS, default=LAYERS[0], required=True, key="layer", bind="query-params"
         )
@@ -141,20 +139,19 @@ def _hits_part(cohort: Cohort, slides: Slides, asked: Asked | None, found: Found
 
 def _question(asked: Asked, results: Results, slides: Slides) -> None:
     """What was asked, and how to get back to it or away from it."""
-    words = f"**{len(results)} most similar** of {results.plan.rows_matching:,} tiles"
-    picture, text, buttons = st.columns([1, 4, 2], vertical_alignment="center")
+    picture, text = st.columns([1, 6], vertical_alignment="center")
     image = results.query_image
     if image is not None:
         picture.image(image, width="stretch")
     with text:
-        st.markdown(words)
+        st.markdown(f"**{len(results)} most similar** of {results.plan.rows_matching:,} tiles")
         st.caption(_query_words(asked, results))
-    with buttons:
+    with st.container(horizontal=True):
         if asked.slide_id in slides and (
             st.query_params.get("slide") not in (None, asked.slide_id) or st.query_params.get("chosen")
         ):
-            st.button("Back to the query", icon=":material/undo:", on_click=_back, args=(asked,), width="stretch")
-        st.button("Clear", icon=":material/close:", on_click=_clear, width="stretch")
+            st.button("Back to the query", icon=":material/undo:", on_click=_back, args=(asked,))
+        st.button("Clear", icon=":material/close:", on_click=_clear)
 
 
 def _query_words(asked: Asked, results: Results) -> str:
