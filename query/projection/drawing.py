@@ -19,10 +19,10 @@ from query.projection.window import Window, pixels_of
 MOST_PIXELS = 4096
 # Few tiles become discs that cover this share of the picture if none lies on another, within these radii.
 _COVERED, _LEAST_RADIUS_PX, _MOST_RADIUS_PX = 0.10, 1.0, 5.0
-# How solid a pixel with one tile is where all are single pixels; discs are solid.
-_LEAST_ALPHA, _DISC_ALPHA = 0.35, 0.85
+# How solid discs and pixels with one tile are; pixels the less, the more tiles lie on others, down to the least.
+_SOLID_ALPHA, _LESS_ALPHA, _LEAST_ALPHA = 0.85, 0.2, 0.35
 # Counts above this quantile, or this one at least, are as solid as it gets.
-_MANY_QUANTILE, _MANY = 0.995, 8
+_MANY_QUANTILE, _MANY = 0.995, 4
 _FADED = 0.45
 
 
@@ -56,6 +56,7 @@ def draw_map(
     height_px: int,
     colours: Colouring | None = None,
     selected: NDArray[np.bool_] | None = None,
+    pixel_ratio: float = 1.0,
 ) -> NDArray[np.uint8]:
     """Draw the part of a map that a window shows, on nothing: it suits light and dark paper.
 
@@ -69,6 +70,7 @@ def draw_map(
         width_px, height_px: of the picture, at most 4096.
         colours: of the points; None colours by density.
         selected: points that stand out before the others, bool [N]; None for none.
+        pixel_ratio: pixels of the picture per pixel of the screen: discs grow with it.
 
     Returns:
         Red, green, blue and opacity, uint8 [height_px, width_px, 4].
@@ -82,7 +84,7 @@ def draw_map(
         raise QueryError(f"{selected.shape} selected marks do not fit {len(tile_map):,} points.", "Give one for each.")
     column, row = pixels_of(tile_map.xy, window, width_px, height_px)
     shown = np.flatnonzero((column >= 0) & (column < width_px) & (row >= 0) & (row < height_px))
-    radius = disc_radius(shown.size, width_px, height_px)
+    radius = disc_radius(shown.size, width_px, height_px, pixel_ratio)
     if radius:
         # Discs are drawn at twice the size, so that their edges are smooth, and some reach in from outside.
         width_px, height_px, radius = 2 * width_px, 2 * height_px, 2 * radius
@@ -106,12 +108,12 @@ def draw_map(
     return _bytes_of(whole)
 
 
-def disc_radius(points: int, width_px: int, height_px: int) -> float:
+def disc_radius(points: int, width_px: int, height_px: int, pixel_ratio: float = 1.0) -> float:
     """Radius of the discs that so many points are drawn as, in pixels; 0 where each is one pixel."""
     if not points:
         return 0.0
     radius = math.sqrt(_COVERED * width_px * height_px / (math.pi * points))
-    return min(radius, _MOST_RADIUS_PX) if radius >= _LEAST_RADIUS_PX else 0.0
+    return min(radius, _MOST_RADIUS_PX * pixel_ratio) if radius >= _LEAST_RADIUS_PX * pixel_ratio else 0.0
 
 
 def disc_offsets(radius: float) -> NDArray[np.int64]:
@@ -194,16 +196,18 @@ def _means(places: NDArray[np.int64], count: int, values: NDArray[np.float32], c
 
 def _solidity(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """How much more than one tile lies on a pixel, by the logarithm: 0 for one, 1 for as many as on the fullest."""
-    if not counts.size:
-        return np.empty(0)
-    # A few pixels with far more than all others do not make these pale.
-    most = max(float(np.quantile(counts, _MANY_QUANTILE)), _MANY)
-    return np.clip(np.log(counts) / math.log(most), 0, 1)
+    return np.clip(np.log(counts) / math.log(_most(counts)), 0, 1)
+
+
+def _most(counts: NDArray[np.int64]) -> float:
+    """Tiles on the fullest pixel, but for a few with far more than all others, which would make these pale."""
+    return max(float(np.quantile(counts, _MANY_QUANTILE)), _MANY) if counts.size else float(_MANY)
 
 
 def _lay(picture: NDArray[np.float32], raster: Raster, faded: bool, discs: bool) -> None:
     """Lay a raster over a picture [pixels, 4] whose colours are multiplied by their opacity, in place."""
-    least = _DISC_ALPHA if discs else _LEAST_ALPHA
+    less = 0.0 if discs else _LESS_ALPHA * math.log(_most(raster.counts) / _MANY)
+    least = max(_LEAST_ALPHA, _SOLID_ALPHA - less)
     alpha = ((least + (1 - least) * _solidity(raster.counts)) * (_FADED if faded else 1)).astype(np.float32)[:, None]
     below = picture[raster.pixel] * (1 - alpha)
     picture[raster.pixel] = below + alpha * np.concatenate(

@@ -35,6 +35,11 @@ _MIN_DIST = 0.1
 _TOUCHING = 1e-12
 
 
+# Seconds per pair of a tile and a sample tile, per tile laid out, and until UMAP is loaded and compiled.
+_NEIGHBOUR_SECONDS, _LAYOUT_SECONDS, _UMAP_START_SECONDS = 9e-9, 0.8e-3, 20.0
+_COVARIANCE_SECONDS, _READ_BYTES_PER_SECOND = 3.5e-11, 0.8e9
+
+
 class Model(Protocol):
     """Places vectors on a map."""
 
@@ -139,6 +144,23 @@ class NeighbourModel:
             "weights": f"distance to the power of -{2 * _SHARPNESS}",
             "umap-learn": version("umap-learn"),
         }
+
+
+def estimated_seconds(method: str, rows: int, dim: int, fitted: bool = False) -> float:
+    """What a map takes on two cores without a GPU, about; measured, and other work on the machine adds to it.
+
+    Args:
+        method: of the map.
+        rows: tiles to fit and place, or only to place where the map is fitted already.
+        dim: of the vectors.
+        fitted: whether it is.
+    """
+    reading = rows * 4 * dim / _READ_BYTES_PER_SECOND
+    if method == "pca":
+        return reading + (0 if fitted else reading + rows * dim**2 * _COVARIANCE_SECONDS)
+    sample = SAMPLE_ROWS if fitted else min(rows, SAMPLE_ROWS)
+    placing = reading + rows * sample * _NEIGHBOUR_SECONDS
+    return placing + (0 if fitted else _UMAP_START_SECONDS + sample * (_LAYOUT_SECONDS + sample * _NEIGHBOUR_SECONDS))
 
 
 def model_of(method: Method, arrays: Mapping[str, NDArray[Any]], device: str | None) -> Model:

@@ -88,7 +88,7 @@ def test_counts_and_colours_are_those_of_a_loop(radius: int, kind: str) -> None:
             known = [float(colours.values[n]) for n in there if not np.isnan(colours.values[n])]
             wanted = ramp(np.array(min(max(np.mean(known) / 5, 0), 1))) if known else np.array(MISSING, float)
         else:
-            most = max(8.0, float(np.quantile([len(others) for others in expected.values()], 0.995)))
+            most = max(4.0, float(np.quantile([len(others) for others in expected.values()], 0.995)))
             share = min(1.0, np.log(count) / np.log(most))
             wanted = np.array(DENSITY[0]) + share * (np.array(DENSITY[1], float) - DENSITY[0])
         np.testing.assert_allclose(colour, wanted, atol=1e-3)
@@ -97,6 +97,7 @@ def test_counts_and_colours_are_those_of_a_loop(radius: int, kind: str) -> None:
 def test_many_points_are_pixels_and_few_are_discs() -> None:
     assert disc_radius(0, 800, 600) == 0 and disc_radius(1, 800, 600) == 5 and disc_radius(10**6, 800, 600) == 0
     assert 1 <= disc_radius(10_000, 800, 600) < disc_radius(1000, 800, 600) < 5
+    assert disc_radius(1, 1600, 1200, 2) == 10 == 2 * disc_radius(1, 800, 600)
     assert disc_offsets(1.0).tolist() == [[0, -1], [-1, 0], [0, 0], [1, 0], [0, 1]]
     one = draw_map(map_of(np.zeros((1, 2), np.float32)), WINDOW, 61, 61)
     assert 60 < (one[..., 3] > 0).sum() < 110

@@ -14,6 +14,7 @@ from query.choice import VectorTable
 from query.cohort import Cohort
 from query.projection.colouring import Colouring, colour_by, colour_columns
 from query.projection.drawing import draw_map, png_of
+from query.projection.making import unplaced_rows
 from query.projection.tile_map import TileMap
 from query.projection.window import nearest_point, whole_window
 from ui.views.address import go, put
@@ -94,11 +95,15 @@ def _map_or_offer(cohort: Cohort, table: VectorTable, method: str) -> TileMap | 
     if work is not None and work.problem is not None:
         st.error(work.problem)
     seconds = shelf.wait_seconds(cohort, table, method)
-    tiles = len(cohort.room(table).rows)
-    with st.container(border=True):
-        st.markdown(f"**The {method.upper()} of these {tiles:,} tiles is not computed yet, or not for all of them.**")
+    tiles, missing = len(cohort.room(table).rows), unplaced_rows(cohort, table, method)
+    name = method.upper()
+    what = f"The {name} of these {tiles:,} tiles is not computed yet."
+    if missing is not None:
+        what = f"{missing:,} of {tiles:,} tiles came after the {name} was computed, and have no place on it yet."
+    with st.container(border=True, width=760):
+        st.markdown(f"**{what}**")
         st.markdown(
-            f"It takes about {format_seconds(seconds)} on two cores, longer where they have other work, "
+            f"It takes about {_about_seconds(seconds)} on two cores, longer where they have other work, "
             "and is kept in the store. The other pages can be used meanwhile."
         )
         if st.button(f"Compute {method.upper()}", type="primary", key="compute"):
@@ -112,13 +117,20 @@ def _progress(work: Work, method: str) -> None:
     if work.ended:
         st.rerun()
     left = max(0.0, work.seconds - work.elapsed)
-    words = f"{format_seconds(work.elapsed)} so far" + (f", about {format_seconds(left)} left" if left >= 5 else "")
+    words = f"{format_seconds(work.elapsed)} so far" + (f", about {_about_seconds(left)} left" if left >= 5 else "")
     # The parts of the work are of different lengths: of the whole, only the time can be told.
     share = min(0.97, work.elapsed / max(work.seconds, 1.0))
-    with st.container(border=True):
+    with st.container(border=True, width=760):
         st.markdown(f"**Computing {method.upper()}** · {words}")
         st.progress(share, text=work.step + ("" if work.share is None else f": {100 * work.share:.0f} %"))
         st.caption("You can leave this page; the map will be here when you come back.")
+
+
+def _about_seconds(seconds: float) -> str:
+    """A duration that is not known to the second."""
+    if seconds > 90:
+        return f"{round(seconds / 60)} min"
+    return f"{10 * max(1, round(seconds / 10))} s"
 
 
 def _colours(cohort: Cohort, bar: Any, tile_map: TileMap) -> tuple[str | None, Colouring | None]:

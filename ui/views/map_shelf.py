@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
 from collections import OrderedDict
@@ -159,6 +160,8 @@ class MapShelf:
 @st.cache_resource(show_spinner=False)
 def map_shelf() -> MapShelf:
     """The shelf of this process."""
+    # Held to the very end, what was read from a store makes DuckDB write notices of leaks.
+    atexit.register(map_shelf.clear)
     return MapShelf()
 
 
