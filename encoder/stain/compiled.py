@@ -6,16 +6,21 @@ Kernels are never parallel by themselves: Numba's own threads do not survive a f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 # Pixels that are worth loading Numba for, which takes most of a second; three tiles of 224 px are not.
 _LEAST_PX = 1 << 18
+# Pixels of a block, whose values on the way stay in the first level of the cache together.
+BLOCK_PX = 512
+# Blocks that are worth a thread: some tenths of a millisecond.
+_BLOCKS_PER_THREAD = 64
 # Parts of the work for each thread, so that one which is held up does not keep the others waiting.
 _PARTS = 4
 
@@ -53,6 +58,47 @@ def compiled(kernel: Callable[..., None], *helpers: Callable[..., Any]) -> Calla
     except RuntimeError:
         # No folder for the cache can be written.
         return numba.njit(**options)(kernel)
+
+
+def change_blocks(
+    kernel: Callable[..., None], rgb: Tensor, kept: Tensor, of_tiles: Sequence[Tensor], *figures: Any
+) -> Tensor:
+    """Run a compiled kernel over all blocks of pixels; they are counted through all tiles.
+
+    Args:
+        kernel: takes pixels [N, 3, P], where to write changed ones, the first block and the one after the last, the
+            pixels of a block, what a pixel is multiplied by to lie in 0..1, what is added to a changed pixel before it
+            is cut off to a whole number, `kept`, `of_tiles`, and `figures`.
+        rgb: RGB in 0..1, float32, or uint8 [N, 3, H, W], on the CPU.
+        kept: which tiles stay as they are, bool [N].
+        of_tiles: what the kernel must know of each tile, [N, ...].
+        figures: what it must know for all.
+
+    Returns:
+        As `rgb`, and in the order of its memory.
+
+    Raises:
+        ValueError: figures of another number of tiles, behind which a kernel would read.
+    """
+    pixels = rgb.detach().flatten(2)
+    changed = torch.empty_like(pixels)
+    before, after = pixels.numpy(), changed.numpy()
+    rows = [each.contiguous().numpy() for each in (kept, *of_tiles)]
+    if any(len(row) != len(rgb) for row in rows):
+        raise ValueError(f"figures of {[len(row) for row in rows]} tiles for {len(rgb)}")
+    rounding = np.float32(0.5 if rgb.dtype == torch.uint8 else 0)
+    unit = unit_of(rgb)
+
+    def run(first: int, last: int) -> None:
+        kernel(before, after, first, last, BLOCK_PX, unit, rounding, *rows, *figures)
+
+    in_threads(len(rgb) * -(-pixels.shape[2] // BLOCK_PX), _BLOCKS_PER_THREAD, run)
+    return changed.view_as(rgb)
+
+
+def unit_of(pixels: Tensor) -> np.float32:
+    """What pixels are multiplied by to lie in 0..1."""
+    return np.float32(1 / 255 if pixels.dtype == torch.uint8 else 1)
 
 
 def in_threads(count: int, least: int, run: Callable[[int, int], None]) -> None:

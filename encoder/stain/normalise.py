@@ -10,10 +10,11 @@ from torch import Tensor
 
 from encoder.stain.compiled import worth_compiling
 from encoder.stain.density import GLASS_DENSITY, to_density
+from encoder.stain.density_kernel import mix_compiled, sparse_compiled
 from encoder.stain.fits import Fit, Outcome
 from encoder.stain.macenko import fit_macenko, unmixing
 from encoder.stain.reinhard import fit_reinhard, from_roots, shift_of_roots, to_lab, to_roots
-from encoder.stain.reinhard_kernel import fit_compiled, restain_compiled
+from encoder.stain.reinhard_kernel import fit_reinhard_compiled, shift_roots_compiled
 from encoder.stain.vahadane import AMOUNT_PENALTY, fit_vahadane, sparse_amounts
 
 StainMethod = Literal["reinhard", "macenko", "vahadane"]
@@ -58,7 +59,7 @@ def fit_stains(method: StainMethod, rgb: Tensor, sample_px: int | None = SAMPLE_
     with torch.no_grad(), torch.autocast(rgb.device.type, enabled=False):
         pixels = _lattice(rgb, sample_px).flatten(2)
         if method == "reinhard" and worth_compiling(rgb):
-            return fit_compiled(pixels, GLASS_DENSITY)
+            return fit_reinhard_compiled(pixels, GLASS_DENSITY)
         pixels = pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels
         if method == "reinhard":
             return fit_reinhard(to_lab(pixels), _densest(pixels, 1.0) > GLASS_DENSITY)
@@ -80,9 +81,8 @@ def restain(method: StainMethod, rgb: Tensor, source: Fit, target: Fit) -> tuple
     """
     with torch.no_grad(), torch.autocast(rgb.device.type, enabled=False):
         outcome = torch.where(source.usable & ~target.usable, int(Outcome.NO_TARGET), source.outcome)
-        if method == "reinhard" and worth_compiling(rgb):
-            left = outcome != Outcome.NORMALISED
-            return restain_compiled(rgb, *shift_of_roots(source, target), left, _FADE), outcome
+        if worth_compiling(rgb):
+            return _restain_compiled(method, rgb, source, target, outcome != Outcome.NORMALISED), outcome
         change = _Change(method, source, target, outcome, 255.0 if rgb.dtype == torch.uint8 else 1.0)
         out = torch.empty_like(rgb, memory_format=torch.contiguous_format)
         step = _CPU_CHUNK if rgb.device.type == "cpu" else max(1, len(rgb))
@@ -97,6 +97,16 @@ def restain(method: StainMethod, rgb: Tensor, source: Fit, target: Fit) -> tuple
             else:
                 change.write(rgb[rows].flatten(2), rows, out[rows].flatten(2))
         return out, outcome
+
+
+def _restain_compiled(method: StainMethod, rgb: Tensor, source: Fit, target: Fit, kept: Tensor) -> Tensor:
+    """What `_Change` writes, by kernels."""
+    if method == "reinhard":
+        return shift_roots_compiled(rgb, *shift_of_roots(source, target), kept, _FADE)
+    stains, again = source.values[:, :2], _with_target(source, target)
+    if method == "macenko":
+        return mix_compiled(rgb, again @ unmixing(stains), kept)
+    return sparse_compiled(rgb, stains, again, AMOUNT_PENALTY, kept)
 
 
 class _Change:

@@ -14,15 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from encoder.stain.compiled import compiled, in_threads
+from encoder.stain.compiled import BLOCK_PX, change_blocks, compiled, in_threads, unit_of
 from encoder.stain.fits import Fit
 from encoder.stain.reinhard import LIGHTNESS_OFFSET, ROOTS_TO_LAB, TO_XYZ, WHITE, judged
 
 _Floats = NDArray[np.float32]
-# Pixels whose values on the way stay in the first level of the cache together.
-_BLOCK = 512
-# Blocks that are worth a thread: half a millisecond.
-_BLOCKS_PER_THREAD = 64
+# Tiles of a few thousand pixels that are worth a thread.
+_TILES_PER_THREAD = 8
 
 # The curves of sRGB (IEC 61966-2-1) and of CIELAB (CIE 15): where each bends, and its slope below that.
 _KNEE_RGB, _SLOPE_RGB = np.float32(0.04045), np.float32(1 / 12.92)
@@ -37,31 +35,30 @@ _ZERO, _HALF, _ONE, _TWO, _TWO_THIRDS = (np.float32(value) for value in (0, 0.5,
 _GREY_LEVEL = np.float32(1 / 255)
 
 
-def fit_compiled(pixels: Tensor, glass: float) -> Fit:
+def fit_reinhard_compiled(pixels: Tensor, glass: float) -> Fit:
     """What `fit_reinhard` finds in the pixels whose darkest channel is denser than glass.
 
     Args:
         pixels: RGB in 0..1, float32, or uint8 [N, 3, P], on the CPU.
         glass: optical density.
     """
-    found = np.empty((len(pixels), 7))
-    fixed = (
-        _unit(pixels),
-        np.float32((256 * math.exp(-glass) - 1) / 255),
-        _to_roots(),
-        np.array(ROOTS_TO_LAB, np.float32),
-        found,
-    )
     kernel = compiled(_moments, _cube_root, _fifth_root, _light, _root, _read)
-    planes = pixels.detach().numpy()
-    least = -(-_BLOCK * _BLOCKS_PER_THREAD // max(1, pixels.shape[2]))
-    in_threads(len(pixels), least, lambda first, last: kernel(planes, first, last, *fixed))
+    found = np.empty((len(pixels), 7))
+    planes, unit, to_lab = pixels.detach().numpy(), unit_of(pixels), np.array(ROOTS_TO_LAB, np.float32)
+    brightest = np.float32((256 * math.exp(-glass) - 1) / 255)
+
+    def run(first: int, last: int) -> None:
+        kernel(planes, first, last, BLOCK_PX, unit, brightest, _to_roots(), to_lab, found)
+
+    in_threads(len(pixels), _TILES_PER_THREAD, run)
     found[:, 1] += LIGHTNESS_OFFSET
     share, mean, spread = torch.from_numpy(found).float().split([1, 3, 3], dim=1)
     return judged(mean, spread, share[:, 0])
 
 
-def restain_compiled(rgb: Tensor, matrix: Tensor, offset: Tensor, kept: Tensor, fade: tuple[float, float]) -> Tensor:
+def shift_roots_compiled(
+    rgb: Tensor, matrix: Tensor, offset: Tensor, kept: Tensor, fade: tuple[float, float]
+) -> Tensor:
     """Change the cube roots of tiles, the more the denser a pixel is.
 
     Args:
@@ -74,40 +71,23 @@ def restain_compiled(rgb: Tensor, matrix: Tensor, offset: Tensor, kept: Tensor, 
     Returns:
         As `rgb`, and in the order of its memory.
     """
-    pixels = rgb.detach().flatten(2)
-    changed = torch.empty_like(pixels)
-    to_roots = _to_roots()
-    fixed = (
-        _unit(rgb),
-        _HALF if rgb.dtype == torch.uint8 else _ZERO,
-        np.float32(255 / 256 * math.exp((fade[0] + fade[1]) / 2)),
-        np.float32(1 / (fade[1] - fade[0])),
-        kept.numpy(),
-        to_roots,
-        matrix.numpy(),
-        offset[:, :, 0].numpy(),
-        np.linalg.inv(to_roots),
-    )
     kernel = compiled(_change, _cube_root, _fifth_root, _light, _root, _read, _cube, _encoded)
-    before, after = pixels.numpy(), changed.numpy()
-    blocks = len(rgb) * -(-pixels.shape[2] // _BLOCK)
-    in_threads(blocks, _BLOCKS_PER_THREAD, lambda first, last: kernel(before, after, first, last, *fixed))
-    return changed.view_as(rgb)
+    to_roots = _to_roots()
+    middle = np.float32(255 / 256 * math.exp((fade[0] + fade[1]) / 2))
+    steepness = np.float32(1 / (fade[1] - fade[0]))
+    of_tiles = (matrix, offset[:, :, 0])
+    return change_blocks(kernel, rgb, kept, of_tiles, to_roots, np.linalg.inv(to_roots), middle, steepness)
 
 
 def _to_roots() -> _Floats:
     return (np.array(TO_XYZ) / np.array(WHITE)[:, None]).astype(np.float32)
 
 
-def _unit(pixels: Tensor) -> np.float32:
-    """What pixels are multiplied by to lie in 0..1."""
-    return _GREY_LEVEL if pixels.dtype == torch.uint8 else _ONE
-
-
 def _moments(
     pixels: NDArray[Any],
     first: int,
     last: int,
+    block_px: int,
     unit: np.float32,
     brightest: np.float32,
     to_xyz: _Floats,
@@ -116,14 +96,14 @@ def _moments(
 ) -> None:
     """Share of pixels whose darkest channel is below `brightest`; mean and spread of the three channels of theirs."""
     size = pixels.shape[2]
-    plain = np.empty((3, _BLOCK), np.float32)
-    light = np.empty((3, _BLOCK), np.float32)
-    roots = np.empty((3, _BLOCK), np.float32)
+    plain = np.empty((3, block_px), np.float32)
+    light = np.empty((3, block_px), np.float32)
+    roots = np.empty((3, block_px), np.float32)
     sums = np.empty(7)
     for tile in range(first, last):
         sums[:] = 0
-        for start in range(0, size, _BLOCK):
-            count = min(_BLOCK, size - start)
+        for start in range(0, size, block_px):
+            count = min(block_px, size - start)
             _read(pixels[tile], start, count, unit, to_xyz, plain, light, roots)
             for i in range(count):
                 if min(plain[0, i], plain[1, i], plain[2, i]) < brightest:
@@ -146,28 +126,29 @@ def _change(
     changed: NDArray[Any],
     first: int,
     last: int,
+    block_px: int,
     unit: np.float32,
     rounding: np.float32,
-    middle: np.float32,
-    steepness: np.float32,
     kept: NDArray[np.bool_],
-    to_xyz: _Floats,
     matrix: _Floats,
     offset: _Floats,
+    to_xyz: _Floats,
     to_rgb: _Floats,
+    middle: np.float32,
+    steepness: np.float32,
 ) -> None:
-    """Change blocks of pixels; blocks are counted through all tiles."""
+    """As `change_blocks` calls it."""
     size = pixels.shape[2]
-    blocks = (size + _BLOCK - 1) // _BLOCK
+    blocks = (size + block_px - 1) // block_px
     white = _ONE / unit
-    plain = np.empty((3, _BLOCK), np.float32)
-    light = np.empty((3, _BLOCK), np.float32)
-    roots = np.empty((3, _BLOCK), np.float32)
-    weight = np.empty(_BLOCK, np.float32)
+    plain = np.empty((3, block_px), np.float32)
+    light = np.empty((3, block_px), np.float32)
+    roots = np.empty((3, block_px), np.float32)
+    weight = np.empty(block_px, np.float32)
     for block in range(first, last):
         tile = block // blocks
-        start = block % blocks * _BLOCK
-        count = min(_BLOCK, size - start)
+        start = block % blocks * block_px
+        count = min(block_px, size - start)
         if kept[tile]:
             for c in range(3):
                 for i in range(count):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -14,12 +14,16 @@ from torch import Tensor
 from encoder.stain import compiled
 from encoder.stain.compiled import in_threads, worth_compiling
 from encoder.stain.density import GLASS_DENSITY, to_density
+from encoder.stain.density_kernel import mix_compiled, sparse_compiled
 from encoder.stain.fits import Fit, Outcome
-from encoder.stain.normalise import fit_stains, normalise, restain
+from encoder.stain.macenko import unmixing
+from encoder.stain.normalise import STAIN_METHODS, StainMethod, fit_stains, normalise, restain
 from encoder.stain.reinhard import fit_reinhard, from_roots, shift_of_roots, to_lab, to_roots
-from encoder.stain.reinhard_kernel import fit_compiled, restain_compiled
+from encoder.stain.reinhard_kernel import fit_reinhard_compiled, shift_roots_compiled
+from encoder.stain.vahadane import AMOUNT_PENALTY, sparse_amounts
 
 FADE = (0.1, 0.2)
+KEPT = torch.zeros(1, dtype=torch.bool)
 # Means and spreads of CIELAB of H&E: pale, dark, and of little colour.
 LABS = {
     "pale": [[75.0, 18.0, -10.0], [10.0, 9.0, 6.0]],
@@ -70,22 +74,46 @@ def in_double(rgb: Tensor, source: str, target: str) -> Tensor:
     return 255 * torch.lerp(pixels, changed, weight).view_as(rgb)
 
 
-@pytest.mark.parametrize(("source", "target"), [("pale", "dark"), ("dark", "pale"), ("dark", "grey"), ("pale", "pale")])
-def test_colours_of_the_whole_cube_are_changed_as_in_double_precision(source: str, target: str) -> None:
-    rgb, kept = colours(), torch.zeros(1, dtype=torch.bool)
-    wanted = in_double(rgb.double() / 255, source, target)
-    change = shift_of_roots(fit_of(source), fit_of(target))
-    wide = restain_compiled(rgb.float() / 255, *change, kept, FADE)
+def assert_within_a_twentieth(change: Callable[[Tensor], Tensor], wanted: Tensor) -> None:
+    """Changes of all colours, as floating-point numbers and as bytes, against the wanted grey levels."""
+    wide = change(colours().float() / 255)
     assert wide.dtype == torch.float32
     assert (255 * wide.double() - wanted).abs().max() < 0.05
-    narrow = restain_compiled(rgb, *change, kept, FADE)
+    narrow = change(colours())
     assert narrow.dtype == torch.uint8
     assert (narrow.double() - wanted).abs().max() < 0.55
 
 
+@pytest.mark.parametrize(("source", "target"), [("pale", "dark"), ("dark", "pale"), ("dark", "grey"), ("pale", "pale")])
+def test_colours_of_the_whole_cube_are_changed_as_in_double_precision(source: str, target: str) -> None:
+    wanted = in_double(colours().double() / 255, source, target)
+    change = shift_of_roots(fit_of(source), fit_of(target))
+    assert_within_a_twentieth(lambda rgb: shift_roots_compiled(rgb, *change, KEPT, FADE), wanted)
+
+
+# Haematoxylin and eosin of two laboratories.
+STAINS = torch.tensor([[[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]]], dtype=torch.float64)
+AGAIN = torch.tensor([[[0.70, 0.15], [0.80, 1.10], [0.50, 0.20]]], dtype=torch.float64)
+
+
+def test_densities_of_the_whole_cube_are_mixed_as_in_double_precision() -> None:
+    matrix = AGAIN @ unmixing(STAINS)
+    wanted = matrix @ to_density(colours().double().flatten(2) / 255)
+    wanted = (256 * torch.exp(-wanted) - 1).clamp(0, 255).view_as(colours())
+    assert_within_a_twentieth(lambda rgb: mix_compiled(rgb, matrix.float(), KEPT), wanted)
+
+
+def test_sparse_amounts_of_the_whole_cube_are_those_in_double_precision() -> None:
+    amounts = sparse_amounts(STAINS, to_density(colours().double().flatten(2) / 255), AMOUNT_PENALTY)
+    assert all(((amounts[:, i] > 0) & (amounts[:, 1 - i] == 0)).any() for i in range(2))
+    wanted = (256 * torch.exp(-(AGAIN @ amounts)) - 1).clamp(0, 255).view_as(colours())
+    stains, again = STAINS.float(), AGAIN.float()
+    assert_within_a_twentieth(lambda rgb: sparse_compiled(rgb, stains, again, AMOUNT_PENALTY, KEPT), wanted)
+
+
 def test_no_change_of_stain_leaves_every_grey_level() -> None:
     change = shift_of_roots(fit_of("pale"), fit_of("pale"))
-    assert torch.equal(restain_compiled(colours(), *change, torch.zeros(1, dtype=torch.bool), FADE), colours())
+    assert torch.equal(shift_roots_compiled(colours(), *change, KEPT, FADE), colours())
 
 
 @pytest.mark.parametrize("wide", [False, True], ids=["bytes", "floats"])
@@ -97,7 +125,7 @@ def test_figures_of_tiles_are_those_in_double_precision(wide: bool) -> None:
     tiles[4, :, 100:] = 255
     plain = tiles.double() / 255
     wanted = fit_reinhard(to_lab(plain), to_density(plain.amin(dim=1)) > GLASS_DENSITY)
-    got = fit_compiled(plain.float() if wide else tiles, GLASS_DENSITY)
+    got = fit_reinhard_compiled(plain.float() if wide else tiles, GLASS_DENSITY)
     assert got.outcome.tolist() == wanted.outcome.tolist()
     assert set(got.outcome.tolist()) == {
         Outcome.NORMALISED, Outcome.LITTLE_TISSUE, Outcome.DARK, Outcome.ONE_STAIN,
@@ -105,14 +133,15 @@ def test_figures_of_tiles_are_those_in_double_precision(wide: bool) -> None:
     torch.testing.assert_close(got.values.double(), wanted.values, atol=2e-4, rtol=0)
 
 
+@pytest.mark.parametrize("method", STAIN_METHODS)
 @pytest.mark.parametrize("wide", [False, True], ids=["bytes", "floats"])
-def test_kernels_and_operations_agree(wide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiles, aim = stained_tiles(5, 61), fit_stains("reinhard", stained_tiles(1, 61, seed=1))
+def test_kernels_and_operations_agree(method: StainMethod, wide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiles, aim = stained_tiles(5, 61), fit_stains(method, stained_tiles(1, 61, seed=1))
     tiles[3] = 240
     batch = tiles.float() / 255 if wide else tiles
-    got, outcome = normalise("reinhard", batch, aim)
+    got, outcome = normalise(method, batch, aim)
     monkeypatch.setattr(compiled, "_LEAST_PX", 1 << 60)
-    wanted, same = normalise("reinhard", batch, aim)
+    wanted, same = normalise(method, batch, aim)
     assert torch.equal(outcome, same) and torch.equal(got[3], batch[3])
     difference = (got.float() - wanted.float()).abs() * (255 if wide else 1)
     if wide:
@@ -122,21 +151,25 @@ def test_kernels_and_operations_agree(wide: bool, monkeypatch: pytest.MonkeyPatc
         assert difference.max() <= 1 and (difference > 0).float().mean() < 1e-3
 
 
-def test_the_order_of_memory_changes_no_bit_and_is_kept() -> None:
-    aim = fit_stains("reinhard", stained_tiles(1, 61, seed=1))
-    for batch in (stained_tiles(3, 61), stained_tiles(3, 61).float() / 255):
-        wanted, _ = normalise("reinhard", batch, aim)
-        channels_last = batch.contiguous(memory_format=torch.channels_last)
-        got, _ = normalise("reinhard", channels_last, aim)
-        assert torch.equal(got, wanted) and got.stride() == channels_last.stride()
-        turned, _ = normalise("reinhard", batch.transpose(2, 3), aim)
-        # The figures are sums in another order.
-        assert (turned.transpose(2, 3).double() - wanted.double()).abs().max() <= (
-            1 if batch.dtype == torch.uint8 else 1e-5
-        )
-        cut = batch[:, :, 5:40, 7:50]
-        source = fit_stains("reinhard", batch)
-        assert torch.equal(restain("reinhard", cut, source, aim)[0], wanted[:, :, 5:40, 7:50])
+@pytest.mark.parametrize("method", STAIN_METHODS)
+@pytest.mark.parametrize("wide", [False, True], ids=["bytes", "floats"])
+def test_the_order_of_memory_changes_no_bit_and_is_kept(method: StainMethod, wide: bool) -> None:
+    aim = fit_stains(method, stained_tiles(1, 61, seed=1))
+    batch = stained_tiles(3, 61).float() / 255 if wide else stained_tiles(3, 61)
+    source = fit_stains(method, batch)
+    wanted, _ = restain(method, batch, source, aim)
+    channels_last = batch.contiguous(memory_format=torch.channels_last)
+    got, _ = restain(method, channels_last, source, aim)
+    assert torch.equal(got, wanted) and got.stride() == channels_last.stride()
+    for view in (lambda rgb: rgb.transpose(2, 3), lambda rgb: rgb[:, :, 5:40, 7:50]):
+        assert torch.equal(restain(method, view(batch), source, aim)[0], view(wanted))
+
+
+def test_figures_of_other_tiles_are_refused() -> None:
+    batch = stained_tiles(3, 61)
+    fit = fit_stains("macenko", batch)
+    with pytest.raises(ValueError, match="for 3"):
+        restain("macenko", batch, fit.row(0), fit.row(1))
 
 
 def test_the_number_of_threads_changes_no_bit(three_threads: None) -> None:
@@ -152,6 +185,10 @@ def test_nothing_becomes_no_number() -> None:
     for source in LABS:
         out, _ = restain("reinhard", colours().float() / 255, fit_of(source), harsh)
         assert torch.isfinite(out).all() and out.min() >= 0 and out.max() <= 1
+    out = mix_compiled(
+        colours().float() / 255, torch.tensor([[[90.0, -80, 70], [-90, 80, 70], [1e30, -1e30, 0]]]), KEPT
+    )
+    assert torch.isfinite(out).all() and out.min() >= 0 and out.max() <= 1
 
 
 def test_every_unit_is_done_once_and_errors_are_raised(three_threads: None) -> None:
