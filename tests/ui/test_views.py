@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from encoder.errors import QueryError
-from query.queries import ExamplesQuery, PointQuery, RegionQuery, TileQuery
+from query.queries import ExamplesQuery, ImageQuery, PointQuery, RegionQuery, TileQuery
 from ui.views.asked import MAX_MARKS, Asked, query_of
 from ui.views.hits import nearness, picture_of, told_columns
+from ui.views.pictures import MAX_UPLOAD_PIXELS, check_size
 from ui.views.viewer import Window
 
 
@@ -83,3 +85,12 @@ def test_a_tile_without_a_thumbnail_is_read_from_its_slide() -> None:
     assert picture_of(row, b"\xff\xd8", {"s": 3}).startswith("data:image/jpeg;base64,")
     assert picture_of(row, None, {"s": 3}) == "/hs/slides/3/region.jpg?x0=10&y0=20&side_px0=448&px=128"
     assert picture_of(row, None, {}) == ""
+
+
+def test_a_picture_beyond_what_is_kept_is_refused() -> None:
+    side = int(MAX_UPLOAD_PIXELS**0.5)
+    pixels = np.zeros((1, 1, 3), np.uint8)
+    largest = ImageQuery(np.broadcast_to(pixels, (side, side, 3)))
+    assert check_size(largest) is largest
+    with pytest.raises(QueryError, match="Crop it"):
+        check_size(ImageQuery(np.broadcast_to(pixels, (side, side + 10, 3))))

@@ -13,7 +13,7 @@ from query.queries import ExamplesQuery, ImageQuery, PointQuery, Query, RegionQu
 from ui.views.address import listed, put
 
 MAX_MARKS = 20
-_PICTURES, _KEPT_PICTURES = "pictures", 4
+_PICTURES, _KEPT_PICTURES = "pictures", 3
 
 
 @dataclass(frozen=True)
