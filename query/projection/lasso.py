@@ -69,15 +69,11 @@ def simplified(polygon: ArrayLike, most: int) -> NDArray[np.float64]:
     Raises:
         QueryError: see `checked_polygon`.
     """
-    corners = [tuple(corner) for corner in checked_polygon(polygon).tolist()]
+    corners = checked_polygon(polygon)
     while len(corners) > most:
-        # A line drawn by hand has hundreds of corners: trying all each time takes milliseconds.
-        before = np.roll(corners, 1, axis=0)
-        after = np.roll(corners, -1, axis=0)
-        here = np.asarray(corners)
-        lost = np.abs(
-            (here[:, 0] - before[:, 0]) * (after[:, 1] - before[:, 1])
-            - (here[:, 1] - before[:, 1]) * (after[:, 0] - before[:, 0])
-        )
-        del corners[int(lost.argmin())]
-    return np.asarray(corners)
+        # A line drawn by hand has hundreds of corners: looking at all of them each time takes milliseconds together.
+        before = np.concatenate([corners[-1:], corners[:-1]]) - corners
+        after = np.concatenate([corners[1:], corners[:1]]) - corners
+        lost = np.abs(before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0])
+        corners = np.delete(corners, int(lost.argmin()), axis=0)
+    return corners

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
+import shutil
+import socket
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
@@ -110,6 +116,10 @@ def test_a_small_line_keeps_its_shape(tiny_store: Path) -> None:
     assert inside(tile_map.xy[5:6], selection.polygon).tolist() == [True]
     with pytest.raises(QueryError, match="around nothing"):
         select(tile_map, [at, at, at])
+    with pytest.raises(QueryError, match="no line drawn by hand"):
+        select(tile_map, np.zeros((4001, 2)))
+    with pytest.raises(QueryError, match="no line around tiles"):
+        select(tile_map, [[1, 2, 3]])
 
 
 @pytest.mark.parametrize(
@@ -229,6 +239,15 @@ def test_a_link_with_a_line_shows_what_is_inside(
     assert "lasso" not in test.query_params and "inside" not in texts(test)
 
 
+def test_a_link_of_another_time_or_hand_opens_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, mapped: tuple[Path, Cohort, TileMap]
+) -> None:
+    test = page(monkeypatch, mapped[0], method="tSNE", colour="no such column", vectors="gone", lasso="<b>")
+    assert not test.exception and not test.error and "damaged" in texts(test)
+    assert test.segmented_control(key="method").value == "PCA"
+    assert test.selectbox(key="colour").value == "number of tiles"
+
+
 def test_a_line_around_nothing_and_a_damaged_one(
     monkeypatch: pytest.MonkeyPatch, mapped: tuple[Path, Cohort, TileMap]
 ) -> None:
@@ -331,6 +350,13 @@ def test_another_map_is_offered_and_never_computed_unasked(
     assert not shown.exception and "is not computed" in texts(shown)
 
 
+def test_a_store_of_few_tiles_offers_no_umap(monkeypatch: pytest.MonkeyPatch, store_copy: Path) -> None:
+    monkeypatch.setattr("ui.views.map_page.LEAST_ROWS", 10_000)
+    test = page(monkeypatch, store_copy, method="UMAP")
+    assert not test.exception and "needs at least 10000 tiles" in texts(test)
+    assert not [button for button in test.button if button.key == "compute"]
+
+
 def test_two_sets_of_vectors_are_a_choice(
     monkeypatch: pytest.MonkeyPatch, store_copy: Path, tiny_encoder: Path
 ) -> None:
@@ -372,6 +398,7 @@ def test_a_map_is_at_hand_until_something_changes(store_copy: Path, monkeypatch:
     for _ in range(2):
         assert shelf.remembered(again, "question", lambda: calls.append(1) or 42) == 42
     assert shelf.remembered(first, "question", lambda: 43) == 43 and calls == [1]
+    assert shelf.remembered(again, "question", lambda: 44) == 42
 
 
 def test_a_map_that_could_not_be_stored_is_at_hand_all_the_same(
@@ -397,3 +424,117 @@ def test_a_sample_of_the_inside_is_evenly_spread() -> None:
     assert shown.size == 60 and shown[0] == 100 and shown[-1] == 1099
     assert set(np.diff(shown).tolist()) <= {16, 17, 18}
     assert evenly_spread(rows[:60], 60).tolist() == rows[:60].tolist()
+
+
+# --- a real browser
+
+
+@pytest.fixture
+def server(mapped: tuple[Path, Cohort, TileMap]) -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", "from ui.cli.main import run; run()", "ui", "--store", str(mapped[0])]
+    running = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(240):
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                time.sleep(0.25)
+        yield f"http://127.0.0.1:{port}/map"
+    finally:
+        running.terminate()
+        running.wait(20)
+
+
+def lassoed(view: Any, before: str = "") -> str:
+    """Wait until the link has another line than before; that line."""
+
+    def line(url: str) -> str:
+        return parse_qs(urlsplit(url).query).get("lasso", [""])[0]
+
+    view.wait_for_url(lambda url: line(url) not in ("", before))
+    return line(view.url)
+
+
+@pytest.mark.browser
+def test_move_draw_around_click_and_clear(server: str, mapped: tuple[Path, Cohort, TileMap]) -> None:
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no Chromium on this machine")
+    from playwright.sync_api import sync_playwright
+
+    tile_map = mapped[2]
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+    quiet += ["--disable-background-networking", "--disable-component-update"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=quiet)
+        view = browser.new_page(viewport={"width": 1440, "height": 900})
+        view.set_default_timeout(60_000)
+        wrong: list[str] = []
+        view.on("pageerror", lambda error: wrong.append(str(error)))
+        view.goto(server)
+        picture = view.locator(".hs-map-image")
+        picture.wait_for()
+        box = view.locator(".hs-map-stage").bounding_box()
+        assert box is not None
+
+        def redrawn(before: str) -> str:
+            for _ in range(600):
+                now = str(picture.get_attribute("src"))
+                if now != before:
+                    return now
+                view.wait_for_timeout(100)
+            raise AssertionError("the map was not drawn anew")
+
+        view.wait_for_timeout(3000)  # until it is drawn for the size that it has here
+        whole = str(picture.get_attribute("src"))
+        with Image.open(io.BytesIO(base64.b64decode(whole.partition(",")[2]))) as drawn:
+            assert drawn.width == pytest.approx(box["width"], abs=4)
+        left, top, width, height = box["x"], box["y"], box["width"], box["height"]
+
+        def draw(corners: list[tuple[float, float]]) -> None:
+            for number, (x, y) in enumerate(corners):
+                view.mouse.move(left + x * width, top + y * height, steps=4)
+                if not number:
+                    view.mouse.down()
+            view.mouse.up()
+
+        # All of it, with the lasso button.
+        view.get_by_role("button", name="Draw around tiles").click()
+        draw([(0.005, 0.005), (0.995, 0.005), (0.995, 0.995), (0.005, 0.995)])
+        first = lassoed(view)
+        view.get_by_text(f"{len(tile_map)} tiles of 3 slides inside").wait_for()
+        # Near the middle, drawn with Shift: the tiles that lie there and no others.
+        view.keyboard.down("Shift")
+        draw([(0.4, 0.3), (0.7, 0.3), (0.7, 0.6), (0.4, 0.6)])
+        view.keyboard.up("Shift")
+        selection, _ = parse_selection(lassoed(view, first))
+        assert selection is not None
+        within = np.flatnonzero(inside(tile_map.xy, selection.polygon))
+        view.get_by_text(f"{within.size} tiles of").wait_for()
+        corners = np.asarray(selection.polygon)
+        assert np.ptp(corners[:, 0]) / np.ptp(corners[:, 1]) == pytest.approx(width / height, rel=0.05)
+        # A click on a tile shows that one. Where it lies on the screen follows from the corners that were drawn.
+        row = int(within[0])
+        across = 0.4 + 0.3 * (tile_map.xy[row, 0] - corners[:, 0].min()) / np.ptp(corners[:, 0])
+        down = 0.3 + 0.3 * (corners[:, 1].max() - tile_map.xy[row, 1]) / np.ptp(corners[:, 1])
+        view.mouse.click(left + across * width, top + down * height)
+        view.get_by_text("The tile that was clicked").wait_for()
+        view.locator(".hs-map-ring.above").wait_for()
+        # Closer, by the wheel; then all of it, by the button.
+        before = str(picture.get_attribute("src"))
+        view.mouse.wheel(0, -400)
+        closer = redrawn(before)
+        view.get_by_role("button", name="Show the whole map").click()
+        redrawn(closer)
+        view.get_by_role("button", name="Clear").click()
+        view.wait_for_url(lambda url: "lasso=" not in url)
+        view.locator(".hs-map-line").first.wait_for(state="detached")
+        # And the line goes along to the search.
+        view.goto(f"{server}?lasso={first}")
+        view.get_by_role("button", name="Search only among these").click()
+        view.wait_for_url(lambda url: urlsplit(url).path == "/" and first in url)
+        browser.close()
+    assert not wrong

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -131,12 +132,14 @@ def _moved(key: str, gestures: Gestures) -> None:
 
 def _drawn(key: str, gestures: Gestures) -> None:
     told = st.session_state[key].drawn
-    if told:
-        gestures.drawn([(float(x), float(y)) for x, y in told["corners"]])
+    with suppress(KeyError, TypeError, ValueError, OverflowError):  # what no browser of ours says
+        corners = [(float(x), float(y)) for x, y in told["corners"]]
+        gestures.drawn(corners)
 
 
 def _picked(key: str, gestures: Gestures) -> None:
     told = st.session_state[key].picked
     view = View.told(told)
     if view is not None:
-        gestures.picked(float(told["x"]), float(told["y"]), view)
+        with suppress(KeyError, TypeError, ValueError, OverflowError):
+            gestures.picked(float(told["x"]), float(told["y"]), view)

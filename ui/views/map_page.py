@@ -15,6 +15,7 @@ from query.cohort import Cohort
 from query.projection.colouring import Colouring, colour_by, colour_columns
 from query.projection.drawing import draw_map, png_of
 from query.projection.making import unplaced_rows
+from query.projection.models import LEAST_ROWS
 from query.projection.tile_map import TileMap
 from query.projection.window import nearest_point, whole_window
 from ui.views.address import go, put
@@ -94,6 +95,9 @@ def _map_or_offer(cohort: Cohort, table: VectorTable, method: str) -> TileMap | 
         return tile_map
     if work is not None and work.problem is not None:
         st.error(work.problem)
+    if len(cohort.room(table).rows) < LEAST_ROWS:
+        st.info(f"{method.upper()} needs at least {LEAST_ROWS} tiles. Choose PCA.")
+        return None
     seconds = shelf.wait_seconds(cohort, table, method)
     tiles, missing = len(cohort.room(table).rows), unplaced_rows(cohort, table, method)
     name = method.upper()
@@ -134,15 +138,13 @@ def _about_seconds(seconds: float) -> str:
 
 
 def _colours(cohort: Cohort, bar: Any, tile_map: TileMap) -> tuple[str | None, Colouring | None]:
-    columns = map_shelf().remembered(tile_map, "columns", lambda: colour_columns(cohort.store, tile_map))
+    shelf, store = map_shelf(), cohort.store
+    stamp = store.lance.stamp(["annotations"])  # they may be added at any time
+    columns = shelf.remembered(tile_map, ("columns", stamp), lambda: colour_columns(store, tile_map))
     name = bar.selectbox("Colour by", [_DENSITY, *columns], key="colour", bind="query-params", width=240)
     if name == _DENSITY:
         return None, None
-    # Annotations may be added at any time.
-    stamp = cohort.store.lance.stamp(["annotations"])
-    return name, map_shelf().remembered(
-        tile_map, ("colours", name, stamp), lambda: colour_by(cohort.store, tile_map, name)
-    )
+    return name, shelf.remembered(tile_map, ("colours", name, stamp), lambda: colour_by(store, tile_map, name))
 
 
 def _chosen(cohort: Cohort, tile_map: TileMap, selection: Selection | None) -> Chosen | None:

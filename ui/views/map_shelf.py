@@ -111,14 +111,15 @@ class MapShelf:
 
     def remembered(self, tile_map: TileMap, question: Hashable, answer: Callable[[], T]) -> T:
         """What a question about a map was answered before, or is now."""
+        key = (id(tile_map), question)
         with self._lock:
-            known = self._answers.get(question)
-            if known is not None and known[0] is tile_map:
-                self._answers.move_to_end(question)
+            known = self._answers.get(key)
+            if known is not None and known[0] is tile_map:  # another map may have come to lie where one was
+                self._answers.move_to_end(key)
                 return known[1]
         found = answer()
         with self._lock:
-            self._answers[question] = (tile_map, found)
+            self._answers[key] = (tile_map, found)
             while len(self._answers) > _ANSWERS:
                 self._answers.popitem(last=False)
         return found

@@ -17,6 +17,7 @@ from query.projection.tile_map import TileMap
 from ui.views.map_shelf import map_shelf
 
 MOST_CORNERS = 64
+_MOST_DRAWN = 4000
 # Corners are rounded to this share of the line's own size.
 _STEP = 1 / 2000
 _SLUG = re.compile(r"[a-z0-9][a-z0-9-]*")
@@ -54,6 +55,8 @@ def select(tile_map: TileMap, polygon: ArrayLike) -> Selection:
     Raises:
         QueryError: it is no line around anything.
     """
+    if len(np.atleast_1d(polygon)) > _MOST_DRAWN:
+        raise QueryError(f"A line of more than {_MOST_DRAWN:,} corners is no line drawn by hand.", "Draw it again.")
     corners = simplified(polygon, MOST_CORNERS)
     size = float((corners.max(axis=0) - corners.min(axis=0)).max())
     if not size > 0:
