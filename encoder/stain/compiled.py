@@ -28,7 +28,7 @@ _PARTS = 4
 def worth_compiling(rgb: Tensor) -> bool:
     """Whether kernels are for these tiles [N, 3, H, W]: many pixels, uint8 or float32, on a CPU that has Numba.
 
-    For all others, and on machines without Numba, PyTorch's operations compute the same, about five times slower. The
+    For all others, and on machines without Numba, PyTorch's operations compute the same, two to five times slower. The
     answer depends on nothing that happened before, so that a run that is repeated has the same bits.
     """
     known = rgb.device.type == "cpu" and rgb.dtype in (torch.uint8, torch.float32)
