@@ -89,7 +89,7 @@ class RegionQuery:
     def __post_init__(self) -> None:
         try:
             flat = np.asarray(self.corners, np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             flat = np.empty(0)
         if flat.ndim != 2 or flat.shape[1] != 2 or len(flat) < 2 or not np.isfinite(flat).all():
             raise QueryError(
@@ -197,12 +197,15 @@ def check_vector(vector: NDArray[np.floating], dim: int) -> NDArray[np.float64]:
     return wide / np.abs(wide).max()  # or the squares of very large and small numbers would be lost
 
 
-def read_picture(source: Path | bytes | Image.Image, mpp: float | None = None) -> ImageQuery:
+def read_picture(
+    source: Path | bytes | Image.Image, mpp: float | None = None, max_pixels: int = MAX_PIXELS
+) -> ImageQuery:
     """Read a picture as RGB, upright, white where it is transparent.
 
     Args:
         source: a PNG, JPEG or TIFF, its bytes, or an open picture.
         mpp: micrometres per pixel; None takes it to be the grid's.
+        max_pixels: of a larger picture nothing is decoded.
 
     Raises:
         QueryError: the file is missing, no such picture, broken, or too large.
@@ -217,10 +220,10 @@ def read_picture(source: Path | bytes | Image.Image, mpp: float | None = None) -
                 opened = source
             else:
                 opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS)
-            if opened.width * opened.height > MAX_PIXELS:
+            if opened.width * opened.height > max_pixels:
                 raise QueryError(
                     f"{name} has {opened.width * opened.height / 1e6:,.0f} million pixels, "
-                    f"at most {MAX_PIXELS // 10**6} are read.",
+                    f"at most {max_pixels // 10**6} are read.",
                     "Crop it, or index it as a slide.",
                 )
             if opened.mode not in _PLAIN_MODES:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from streamlit.testing.v1 import AppTest
 
@@ -45,7 +47,7 @@ def lone_page(monkeypatch: pytest.MonkeyPatch, store: Path | str, name: str, **q
 
 def texts(test: AppTest) -> str:
     kinds = (test.markdown, test.caption, test.info, test.warning, test.error, test.success)
-    return " ".join(element.value for kind in kinds for element in kind)
+    return " ".join(element.value for kind in kinds for element in kind).replace("\\", "")  # as Markdown shows it
 
 
 def some_tile(cohort: Cohort, last: bool = False) -> str:
@@ -110,6 +112,8 @@ def test_marks_do_not_take_their_slides_away(monkeypatch: pytest.MonkeyPatch, ti
         ({"q": "tile:../../etc/passwd"}, "no tile, point or region"),
         ({"q": "picture:0123456789abcdef"}, "Upload it again"),
         ({"slide": "elsewhere"}, "elsewhere"),
+        ({"slide": "![x](http://evil.example/x.png)"}, "Slide ![x](http://evil.example/x.png) has"),
+        ({"q": f"region:slide-001@0,0,{'9' * 400},5"}, "A region has"),
         ({"view": "1,2", "layer": "none such", "k": "many"}, "Click on tissue"),
     ],
 )
@@ -138,6 +142,70 @@ def test_filters_are_built_from_the_columns_of_the_store(monkeypatch: pytest.Mon
     ].as_py()
     assert low < high and f"tissue is at least {high:g}" in texts(test)
     assert (f"of {full:,} tiles" if full else "No tile matches") in texts(test)
+
+
+def test_a_filter_of_a_link_that_cannot_hold_is_not_dropped_in_silence(
+    monkeypatch: pytest.MonkeyPatch, tiny_store: Path
+) -> None:
+    tile = some_tile(open_cohort(str(tiny_store)))
+    test = page(monkeypatch, tiny_store, q=f"tile:{tile}", f_organ="nosuch", f_age="5", ft_tissue=["-5", "7"])
+    assert not test.exception and not test.error
+    for words in ("organ = nosuch", "age = 5", "tissue = -5, 7"):
+        assert f"The filter {words} of this link is not used" in texts(test)
+    test = page(monkeypatch, tiny_store, q=f"tile:{tile}", f_organ="colon")
+    assert "is not used" not in texts(test)
+
+
+def test_a_condition_cannot_undo_the_controls(monkeypatch: pytest.MonkeyPatch, tiny_store: Path) -> None:
+    cohort = open_cohort(str(tiny_store))
+    tile = some_tile(cohort)
+    test = page(monkeypatch, tiny_store, q=f"tile:{tile}", f_organ="colon", where="true) OR (true")
+    assert not test.exception
+    assert test.error and "most similar" not in texts(test)
+    test = page(monkeypatch, tiny_store, q=f"tile:{tile}", f_organ="colon", where="tissue > 0 -- all of it")
+    assert not test.exception and not test.error
+
+
+def test_numbers_that_a_browser_cannot_hold_are_no_control(monkeypatch: pytest.MonkeyPatch, store_copy: Path) -> None:
+    from indexer.store import open_store
+
+    store = open_store(str(store_copy))
+    store.lance.add_columns("columns", "slides", [pa.field("accession", pa.int64())])
+    ids = store.slides()["slide_id"].to_pylist()
+    numbers = [{"slide_id": name, "accession": 20240000000000001 + n} for n, name in enumerate(ids)]
+    store.lance.update_columns("slides", "slides", "slide_id", pa.Table.from_pylist(numbers))
+    test = page(monkeypatch, store_copy, q=f"tile:{some_tile(open_cohort(str(store_copy)))}", where="accession > 5")
+    assert not test.exception and not test.error
+    assert "20 most similar" in texts(test)
+
+
+def test_examples_from_every_slide_still_find_something(monkeypatch: pytest.MonkeyPatch, tiny_store: Path) -> None:
+    cohort = open_cohort(str(tiny_store))
+    keys = cohort.sql("SELECT min(tile_key) AS key FROM tiles GROUP BY slide_id")["key"].to_pylist()
+    test = page(monkeypatch, tiny_store, like=keys)
+    assert not test.exception and not test.error
+    assert "20 most similar" in texts(test)
+
+
+def test_a_selection_that_cannot_be_resolved_searches_nothing(
+    monkeypatch: pytest.MonkeyPatch, tiny_store: Path
+) -> None:
+    cohort = open_cohort(str(tiny_store))
+    table = cohort.vector_tables[0]
+    lasso = f"umap_{table.encoder_id}_{table.grid_id}_0_0_1_0_1_1"
+    test = page(monkeypatch, tiny_store, q=f"tile:{some_tile(cohort)}", lasso=lasso)
+    assert not test.exception
+    assert "not computed" in texts(test) and "most similar" not in texts(test)
+    assert [button for button in test.button if button.label == "Search everywhere"]
+
+
+def test_a_store_that_is_gone_is_one_sentence_on_every_page(monkeypatch: pytest.MonkeyPatch, store_copy: Path) -> None:
+    test = page(monkeypatch, store_copy)
+    assert not test.exception and not test.error
+    shutil.move(store_copy, store_copy.with_name("moved"))
+    test.run()
+    assert not test.exception
+    assert "cannot be read any more" in texts(test)
 
 
 def test_a_filter_without_hits_says_so(monkeypatch: pytest.MonkeyPatch, tiny_store: Path) -> None:
@@ -171,8 +239,6 @@ def test_a_slide_whose_file_is_gone_is_still_searched(monkeypatch: pytest.Monkey
 
     store = open_store(str(store_copy))
     rows = store.slides().select(["slide_id", "path"]).to_pylist()
-    import pyarrow as pa
-
     moved = pa.Table.from_pylist(
         [{"slide_id": row["slide_id"], "path": f"/gone/{row['slide_id']}.tif"} for row in rows]
     )

@@ -183,7 +183,7 @@ def test_region_picture_and_collection(server: str, store: Path, view: Any, tmp_
     view.get_by_role("button", name="Save as collection").click()
     view.get_by_label("Name", exact=True).fill("Stroma")
     view.get_by_role("button", name="Save", exact=True).click()
-    view.get_by_text("Saved 1 tiles").wait_for()
+    view.get_by_text("Saved 1 tile as").wait_for()
 
     Image.new("RGB", (90, 90), (190, 110, 170)).save(tmp_path / "pink.png")
     view.get_by_text("Search with a picture").click()
@@ -271,6 +271,30 @@ def test_every_page_is_seen(server: str, store: Path, view: Any, size: tuple[int
         assert view.get_by_test_id("stException").count() == 0, name
         wide = view.evaluate("document.documentElement.scrollWidth")
         assert wide <= size[0], f"{name} is {wide} px wide"
+
+
+def test_a_question_goes_along_from_page_to_page(server: str, store: Path, view: Any) -> None:
+    key = str(open_cohort(str(store)).sql("SELECT tile_key FROM tiles LIMIT 1")["tile_key"][0].as_py())
+    view.goto(f"{server}encoders?q=tile:{key}")
+    hit = changed(view, [])[0]
+    slide_id = hit.rpartition("@")[0]
+    view.locator(".hs-picture").first.click()
+    assert asked_by(view, "chosen") == hit
+    shown(view, slide_id)
+    view.wait_for_timeout(2500)  # the viewer of the page that was left may still say what it showed
+    assert asked_by(view, "slide") == slide_id and asked_by(view, "q") == f"tile:{key}"
+    x0, y0 = parse_tile_key(hit)[1:]
+    window = [int(part) for part in asked_by(view, "view").split(",")]
+    assert abs(window[0] - x0) < 400 and abs(window[1] - y0) < 400 and window[2] < 2000
+
+    view.get_by_role("textbox", name="Condition").fill("tissue > 0.2")
+    view.get_by_role("textbox", name="Condition").press("Enter")
+    assert asked_by(view, "where") == "tissue > 0.2"
+    view.get_by_role("link", name="Cohort").click()
+    view.get_by_text("Quarantine").first.wait_for()
+    view.get_by_role("link", name="Search").click()
+    assert asked_by(view, "q") == f"tile:{key}"
+    assert changed(view, []) and view.get_by_role("textbox", name="Condition").input_value() == "tissue > 0.2"
 
 
 def test_two_people_do_not_see_each_other(server: str, store: Path, browser: Any) -> None:

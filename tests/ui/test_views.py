@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
+
 import pytest
+from PIL import Image
 
 from encoder.errors import QueryError
-from query.queries import ExamplesQuery, ImageQuery, PointQuery, RegionQuery, TileQuery
+from query.queries import ExamplesQuery, PointQuery, RegionQuery, TileQuery, read_picture
 from ui.views.asked import MAX_MARKS, Asked, query_of
 from ui.views.hits import nearness, picture_of, told_columns
-from ui.views.pictures import MAX_UPLOAD_PIXELS, check_size
-from ui.views.viewer import Window
+from ui.views.pictures import MAX_UPLOAD_PIXELS
+from ui.views.places import asked_boxes, chosen_boxes, window_around
+from ui.views.plain import plain
+from ui.views.viewer import Box, Window
 
 
 def test_a_text_asks_for_what_it_says() -> None:
@@ -73,8 +77,8 @@ def test_how_near_a_hit_is_in_words(percentile: float | None, words: str) -> Non
 
 def test_of_the_columns_short_and_usual_ones_are_told() -> None:
     rows = [
-        {"rank": 1, "slide_id": "s", "patient_id": "p", "age": 61, "organ": "colon", "remark": "x" * 30, "label": None},
-        {"rank": 2, "slide_id": "s", "patient_id": "p", "age": 61, "organ": None, "remark": "", "label": None},
+        {"rank": 1, "slide_id": "s", "patient_id": "p", "age": 61, "organ": "colon", "note": "x" * 30, "label": None},
+        {"rank": 2, "slide_id": "s", "patient_id": "p", "age": 61, "organ": None, "note": "", "label": None},
     ]
     assert told_columns(rows) == ["organ", "age"]
     assert told_columns([]) == []
@@ -87,10 +91,24 @@ def test_a_tile_without_a_thumbnail_is_read_from_its_slide() -> None:
     assert picture_of(row, None, {}) == ""
 
 
-def test_a_picture_beyond_what_is_kept_is_refused() -> None:
-    side = int(MAX_UPLOAD_PIXELS**0.5)
-    pixels = np.zeros((1, 1, 3), np.uint8)
-    largest = ImageQuery(np.broadcast_to(pixels, (side, side, 3)))
-    assert check_size(largest) is largest
+def test_a_picture_beyond_what_is_kept_is_not_decoded(tmp_path: Path) -> None:
+    Image.new("RGB", (300, 200)).save(tmp_path / "a.png")
+    assert read_picture(tmp_path / "a.png", max_pixels=60_000).pixels.shape == (200, 300, 3)
     with pytest.raises(QueryError, match="Crop it"):
-        check_size(ImageQuery(np.broadcast_to(pixels, (side, side + 10, 3))))
+        read_picture(tmp_path / "a.png", max_pixels=59_999)
+    assert MAX_UPLOAD_PIXELS == 25_000_000
+
+
+def test_text_of_others_is_shown_as_it_is() -> None:
+    assert plain("![x](http://elsewhere/x.png)") == "!\\[x\\](http\\://elsewhere/x.png)"
+    assert plain("_a_ **b** `c` <d> $e$ :f:") == "\\_a\\_ \\*\\*b\\*\\* \\`c\\` \\<d\\> \\$e\\$ \\:f\\:"
+    assert plain("- item") == "\\- item" and plain("slide-1, 5.5 %") == "slide-1, 5.5 %"
+    assert len(plain("x" * 100_000)) < 1000
+
+
+def test_where_a_query_is_drawn() -> None:
+    assert asked_boxes(Asked("region:s@10,20,110,70")) == [Box(10, 20, 100, 50, "query")]
+    assert asked_boxes(Asked("at:s@-3,4")) == [Box(-3, 4, 0, 0, "query")]
+    assert asked_boxes(Asked("at:s@x,4")) == asked_boxes(Asked("picture:ab")) == []
+    assert chosen_boxes("s@10,20", 64) == [Box(10, 20, 64, 64, "chosen")] and chosen_boxes("nothing", 64) == []
+    assert window_around("s@100,200", 64) == Window(132, 232, 576)

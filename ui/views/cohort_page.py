@@ -9,8 +9,11 @@ import streamlit as st
 
 from encoder.errors import HistoSeekError
 from query.cohort import Cohort
+from query.guard import Limits
+from ui.views.plain import plain
 
-_SQL = "SELECT organ, count(*) AS slides FROM slides GROUP BY organ ORDER BY slides DESC"
+_SQL = "SELECT status, count(*) AS slides FROM slides GROUP BY status ORDER BY slides DESC"
+_LIMITS = Limits(seconds=20, memory_mib=256)  # of each person, and only a page of the answer is shown
 _MOST_ROWS = 2000
 
 
@@ -43,9 +46,9 @@ def _counts(status: dict[str, Any]) -> None:
     }
     for column, (name, count) in zip(st.columns(len(shown)), shown.items(), strict=True):
         column.metric(name, f"{count:,}")
-    st.caption(f"Store: {status['store']}")
+    st.caption(f"Store: {plain(status['store'])}")
     if status["last_run"] and status["last_run"]["status"] == "running":
-        st.info("A run is writing to this store now. What it finishes appears here by itself.")
+        st.info("A run was writing to this store when this page was opened. Reload to see what it has finished since.")
 
 
 def _slides(cohort: Cohort, status: dict[str, Any]) -> None:
@@ -59,7 +62,7 @@ def _slides(cohort: Cohort, status: dict[str, Any]) -> None:
         st.caption(f"The first {_MOST_ROWS:,} of {table.num_rows:,} slides; SQL shows any of them.")
     for row in status["empty"]:
         why = ", ".join(f"{count} tiles {reason}" for reason, count in row["reasons"].items())
-        st.caption(f"Empty: {row['slide_id']} ({why or 'no tile fits on it'})")
+        st.caption(plain(f"Empty: {row['slide_id']} ({why or 'no tile fits on it'})"))
 
 
 def _failures(status: dict[str, Any]) -> None:
@@ -82,7 +85,7 @@ def _failures(status: dict[str, Any]) -> None:
 def _indexes(cohort: Cohort) -> None:
     for table in cohort.vector_tables:
         card = cohort.card(table.encoder_id, table.grid_id)
-        st.markdown(f"**{table.encoder_name}** · {table.grid_id}")
+        st.markdown(f"**{plain(table.encoder_name)}** · {plain(table.grid_id)}")
         if card is None:
             st.caption("No index: every search is exact. `histoseek build --store S` makes one for large stores.")
             continue
@@ -140,9 +143,9 @@ def _sql(cohort: Cohort) -> None:
     if not sent:
         return
     try:
-        answer = cohort.sql(text)
+        answer = cohort.sql(text, _LIMITS)
     except HistoSeekError as error:
-        st.error(str(error))
+        st.error(plain(error))
         return
     st.dataframe(answer.slice(0, _MOST_ROWS), hide_index=True, width="stretch")
     st.caption(

@@ -21,6 +21,7 @@ from ui.views.asked import MAX_MARKS
 from ui.views.component import data_uri
 from ui.views.downloads import download_row
 from ui.views.gallery import Card, gallery
+from ui.views.plain import plain
 from ui.views.settings import vector_names
 
 # The widget that says which collection is open, and what went wrong before this run.
@@ -32,7 +33,7 @@ def show(cohort: Cohort) -> None:
     """Draw the page."""
     problem = st.session_state.pop(_PROBLEM, None)
     if problem is not None:
-        st.error(problem)
+        st.error(plain(problem))
     found = {info.name: info for info in collections(cohort)}
     if not found:
         st.info(
@@ -42,7 +43,7 @@ def show(cohort: Cohort) -> None:
         return
     wanted = st.query_params.get("collection")
     if wanted is not None and wanted not in found:
-        st.warning(f"There is no collection “{_plain(wanted)}”. It may have another name now, or be deleted.")
+        st.warning(f"There is no collection “{plain(wanted)}”. It may have another name now, or be deleted.")
     # The link says which one is open: the widget follows it.
     chosen = wanted if wanted is not None and wanted in found else next(iter(found))
     st.session_state[_CHOICE] = chosen
@@ -74,16 +75,16 @@ def _opened(cohort: Cohort, name: str) -> None:
     heading, buttons = st.columns([4, 3], vertical_alignment="bottom")
     with heading:
         # As it is: a name may hold what Markdown would take for its own.
-        st.subheader(_plain(info.name), anchor=False)
+        st.subheader(plain(info.name), anchor=False)
         by = f" by {info.author}" if info.author else ""
-        st.caption(_plain(f"{_counted(info)} · {info.at.day} {info.at:%B %Y, %H:%M} UTC{by}"))
+        st.caption(plain(f"{_counted(info)} · {info.at.day} {info.at:%B %Y, %H:%M} UTC{by}"))
     with buttons, st.container(horizontal=True, horizontal_alignment="right"):
         with st.popover("Rename", icon=":material/edit:"):
             _rename_form(cohort, info)
         if st.button("Delete", icon=":material/delete:", key="delete"):
             _confirm_deletion(cohort, info)
     if info.note:
-        st.markdown(_plain(info.note))
+        st.markdown(plain(info.note))
     if info.missing:
         st.warning(f"{info.missing:,} of its tiles are no longer in the store and are not shown.")
     if not len(tiles):
@@ -146,7 +147,7 @@ def _rename_form(cohort: Cohort, info: CollectionInfo) -> None:
     try:
         renamed = rename_collection(cohort, info.name, name)
     except HistoSeekError as error:
-        st.error(str(error))
+        st.error(plain(error))
         return
     put(collection=renamed.name)
     st.rerun()
@@ -154,7 +155,7 @@ def _rename_form(cohort: Cohort, info: CollectionInfo) -> None:
 
 @st.dialog("Delete this collection?")
 def _confirm_deletion(cohort: Cohort, info: CollectionInfo) -> None:
-    st.markdown(_plain(f"“{info.name}” with {_counted(info)} will no longer be listed for anybody."))
+    st.markdown(plain(f"“{info.name}” with {_counted(info)} will no longer be listed for anybody."))
     st.caption("The tiles themselves stay in the store.")
     if st.button("Delete", type="primary", key="delete_surely", on_click=_delete, args=(cohort, info.name)):
         st.rerun()
@@ -172,8 +173,3 @@ def _delete(cohort: Cohort, name: str) -> None:
 def _counted(info: CollectionInfo) -> str:
     tiles, slides = "tile" if info.tiles == 1 else "tiles", "slide" if info.slides == 1 else "slides"
     return f"{info.tiles:,} {tiles} of {info.slides:,} {slides}"
-
-
-def _plain(text: str) -> str:
-    """Text that Markdown leaves as it is."""
-    return "".join(f"\\{letter}" if letter in "\\`*_{}[]()<>#+-.!|$~:^=" else letter for letter in text)

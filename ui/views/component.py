@@ -10,6 +10,8 @@ from typing import Any
 
 import streamlit as st
 
+_EVENTS = "events"
+
 
 @cache
 def component(name: str, html: str) -> Callable[..., Any]:
@@ -26,6 +28,16 @@ def component(name: str, html: str) -> Callable[..., Any]:
         css=folder.joinpath(f"{name}.css").read_text(encoding="utf-8"),
         js=folder.joinpath(f"{name}.js").read_text(encoding="utf-8"),
     )
+
+
+def count_event() -> None:
+    """Note that something was done in a part, so that every part is drawn anew once it is answered."""
+    st.session_state[_EVENTS] = events() + 1
+
+
+def events() -> int:
+    """How many things were done in parts of this session's pages."""
+    return int(st.session_state.get(_EVENTS, 0))
 
 
 def nothing() -> None:

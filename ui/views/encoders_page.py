@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import combinations
 
 import streamlit as st
@@ -14,9 +15,11 @@ from ui.views.address import go, put
 from ui.views.asked import Asked, asked_of_link, put_asked, query_of
 from ui.views.gallery import GalleryEvent, gallery
 from ui.views.hits import hit_cards
+from ui.views.places import asked_boxes, window_around
+from ui.views.plain import plain
 from ui.views.settings import vector_names
 from ui.views.slides import Slides, searchable
-from ui.views.viewer import Answers, Box, Window, viewer
+from ui.views.viewer import Answers, Window, viewer
 
 _HITS, _MOST_BESIDE = 12, 4
 _OPEN = "open_hit"
@@ -24,14 +27,21 @@ _OPEN = "open_hit"
 
 def show(cohort: Cohort) -> None:
     """Draw the page."""
-    _go_to_opened_hit()
+    _go_to_opened_hit(cohort)
     tables = dict(zip(vector_names(cohort), cohort.vector_tables, strict=True))
     asked = asked_of_link()
     with st.sidebar:
         chosen = st.multiselect(
-            "Encoders", list(tables), default=list(tables)[:_MOST_BESIDE], max_selections=_MOST_BESIDE, key="beside"
+            "Encoders",
+            list(tables),
+            default=list(tables)[:_MOST_BESIDE],
+            max_selections=_MOST_BESIDE,
+            key="beside",
+            bind="query-params",
         )
-        others = st.toggle("Other slides only", value=cohort.slides.num_rows > 1, key="others")
+        several = len(searchable(cohort, cohort.vector_tables).ids) > 1
+        others = st.toggle("Other slides only", value=several, key="others", bind="query-params")
+        st.caption("Filters of the search page are not used here.")
     if len(tables) == 1:
         st.info(
             "This store has the vectors of one encoder. Index it with a second one, "
@@ -51,11 +61,11 @@ def show(cohort: Cohort) -> None:
     found: dict[str, Results] = {}
     for column, name in zip(st.columns(len(chosen), gap="medium"), chosen, strict=True):
         with column:
-            st.markdown(f"**{name}**")
+            st.markdown(f"**{plain(name)}**")
             try:
                 results = _search(cohort, tables[name], asked, others)
             except HistoSeekError as error:
-                st.error(str(error))
+                st.error(plain(error))
                 continue
             found[name] = results
             if results.nothing_close:
@@ -63,7 +73,11 @@ def show(cohort: Cohort) -> None:
             if not len(results):
                 st.info("No tile matches.")
             gallery(
-                f"beside-{name}", hit_cards(results, slides.numbers, asked), ("show",), width_px=124, on_event=_open_hit
+                f"beside-{name}",
+                hit_cards(results, slides.numbers, asked),
+                ("show",),
+                width_px=124,
+                on_event=partial(_open_hit, name, int(results.table["extent_px0"][0].as_py()) if len(results) else 0),
             )
     _agreement(found)
 
@@ -78,19 +92,16 @@ def _query_part(slides: Slides, asked: Asked | None) -> None:
     shown = wanted if wanted is not None and wanted in slides else slides.ids[0]
     st.session_state["beside_slide"] = shown
     st.selectbox("Slide", slides.ids, key="beside_slide", on_change=_slide_chosen)
-    boxes = []
-    if asked is not None and asked.slide_id == shown:
-        place = [int(part) for part in asked.text.rpartition("@")[2].split(",") if part.isdigit()]
-        boxes = [Box(place[0], place[1], 0, 0, "query")] if len(place) >= 2 else []
+    if wanted is not None and wanted != shown:
+        st.warning(f"Slide {plain(wanted)} has no tiles among these vectors.")
     viewer(
         "beside_viewer",
         slides.row(shown),
         Answers(point=_clicked, region=_cut, window=_moved),
-        boxes=boxes,
+        boxes=asked_boxes(asked) if asked is not None and asked.slide_id == shown else (),
         window=Window.of_text(st.query_params.get("view")),
         window_token=str(shown),
         height="360px",
-        busy_token=repr(asked),
     )
 
 
@@ -99,7 +110,7 @@ def _agreement(found: dict[str, Results]) -> None:
     for one, other in combinations(found, 2):
         if found[one].plan.grid_id == found[other].plan.grid_id and len(found[one]):
             keys = [set(found[name].table["tile_key"].to_pylist()) for name in (one, other)]
-            st.caption(f"{one} and {other} share {len(keys[0] & keys[1])} of {len(found[one])} hits.")
+            st.caption(f"{plain(one)} and {plain(other)} share {len(keys[0] & keys[1])} of {len(found[one])} hits.")
 
 
 def _clicked(slide_id: str, x0: int, y0: int) -> None:
@@ -120,12 +131,15 @@ def _slide_chosen() -> None:
     put(slide=st.session_state["beside_slide"], view=None)
 
 
-def _open_hit(event: GalleryEvent) -> None:
-    st.session_state[_OPEN] = event.tile_key
+def _open_hit(vectors: str, side_px0: int, event: GalleryEvent) -> None:
+    st.session_state[_OPEN] = vectors, side_px0, event.tile_key
 
 
-def _go_to_opened_hit() -> None:
+def _go_to_opened_hit(cohort: Cohort) -> None:
     # A page can be left in a run only, not in what is called before it.
-    key = st.session_state.pop(_OPEN, None)
-    if key is not None:
-        go("search", slide=key.rpartition("@")[0], chosen=key)
+    opened = st.session_state.pop(_OPEN, None)
+    if opened is not None:
+        vectors, side_px0, key = opened
+        view = window_around(key, side_px0).to_text()
+        one = len(cohort.vector_tables) == 1
+        go("search", slide=key.rpartition("@")[0], chosen=key, view=view, vectors=None if one else vectors)

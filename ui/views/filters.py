@@ -12,19 +12,24 @@ from query.choice import VectorTable
 from query.cohort import Cohort
 from query.facets import Bound, Condition, Facet, describe, facets, to_where
 from ui.views.address import FILTER, TILE_FILTER
+from ui.views.plain import plain
 
 _UNKNOWN, _YES, _NO = "(unknown)", "yes", "no"
 # So many controls fit below each other; with more columns people first choose which.
 _MOST_SHOWN = 7
+_MOST = 2**53 - 1  # of a browser's whole numbers
+_PREFIXES = (FILTER, TILE_FILTER)
 
 
 def filter_controls(cohort: Cohort, table: VectorTable) -> str | None:
     """Draw the controls; returns the condition that they make, None where all tiles pass."""
-    found = facets(cohort, table.encoder_id, table.grid_id)
+    found = [facet for facet in facets(cohort, table.encoder_id, table.grid_id) if not _too_large(facet)]
+    linked = {name: st.query_params.get_all(name) for name in st.query_params if name.startswith(_PREFIXES)}
     chosen = _chosen(found)
     conditions = [condition for condition in map(_control, chosen) if condition is not None]
+    _say_unused(linked, chosen)
     if conditions:
-        st.caption(describe(conditions))
+        st.caption(plain(describe(conditions)))
     return to_where(conditions)
 
 
@@ -33,12 +38,46 @@ def _chosen(found: Sequence[Facet]) -> Sequence[Facet]:
         return found
     names = [facet.column for facet in found]
     wanted = st.multiselect("Columns", names, default=names[:3], key=FILTER, bind="query-params")
-    return [facet for facet in found if facet.column in wanted]
+    return [facet for facet in found if facet.column in wanted or _key(facet) in st.query_params]
+
+
+def _too_large(facet: Facet) -> bool:
+    """Whether its numbers are too long for a control; the written condition still takes them."""
+    return any(isinstance(end, int | float) and abs(end) > _MOST for end in (facet.low, facet.high))
+
+
+def _key(facet: Facet) -> str:
+    # A manifest may have a column of the name that one of the tiles has.
+    return f"{FILTER if facet.relation == 'slides' else TILE_FILTER}{facet.column}"
+
+
+def _say_unused(linked: dict[str, list[str]], chosen: Sequence[Facet]) -> None:
+    """Say which filters of the link have no control, or one that does not take what they ask for."""
+    by_key = {_key(facet): facet for facet in chosen}
+    for name, values in linked.items():
+        if name == FILTER:
+            continue
+        facet = by_key.get(name)
+        taken = st.session_state.get(name) if facet is not None else None
+        if facet is not None and facet.kind == "range":
+            used = not values or (taken is not None and [str(end) for end in taken] == _as_ends(values, taken))
+        else:
+            used = taken == values[-1] if isinstance(taken, str) else taken is not None and set(taken) >= set(values)
+        if not used:
+            words = f"{name.partition('_')[2]} = {', '.join(values)}"
+            st.warning(f"The filter {plain(words)} of this link is not used: no slide here has it.")
+
+
+def _as_ends(values: Sequence[str], taken: Sequence[object]) -> list[str]:
+    """The ends that a link asks for, written as those of the control are."""
+    try:
+        return [str(type(end)(value)) for value, end in zip(values, taken, strict=True)]  # type: ignore[call-arg]
+    except (TypeError, ValueError):
+        return list(values)
 
 
 def _control(facet: Facet) -> Condition | None:
-    # A manifest may have a column of the name that one of the tiles has.
-    key = f"{FILTER if facet.relation == 'slides' else TILE_FILTER}{facet.column}"
+    key = _key(facet)
     name = facet.column.replace("_", " ").capitalize()
     if facet.kind == "text":
         part = st.text_input(name, placeholder="contains …", key=key, bind="query-params")

@@ -67,12 +67,10 @@ def _left_out(cohort: Cohort, settings: Settings, asked: Asked) -> tuple[tuple[s
     Of a query with marks only its own slide or patient is left out: a hit that was marked as right must not take
     all others of its slide away.
     """
-    if not asked.on_slides:
-        return (), settings.where
-    if not asked.text or not (asked.like or asked.unlike):
-        return settings.exclude, settings.where
     if asked.slide_id is None or settings.leave_out == "nothing":
         return (), settings.where
+    if not (asked.like or asked.unlike):
+        return settings.exclude, settings.where
     slides = cohort.slides.select(["slide_id", "patient_id"]).to_pylist()
     patient = next((row["patient_id"] for row in slides if row["slide_id"] == asked.slide_id), None)
     if settings.leave_out == "patient" and patient:

@@ -22,7 +22,14 @@ export default function ({ data, parentElement, setTriggerValue }) {
     if (action === "search" || action === "like" || action === "unlike") root.dataset.busy = "true";
     setTriggerValue("picked", { action, tile_key: card.tile_key });
   };
+  const focused = mark(parentElement.activeElement ?? root.getRootNode().activeElement);
   root.replaceChildren(...data.cards.map((card) => drawn(card, data.actions, tell)));
+  if (focused) [...root.querySelectorAll("button")].find((button) => mark(button) === focused)?.focus();
+}
+
+// What tells a button from the others, also after it was drawn anew.
+function mark(button) {
+  return button?.dataset?.tileKey ? `${button.dataset.action ?? ""} ${button.dataset.tileKey}` : null;
 }
 
 function drawn(card, actions, tell) {
@@ -64,6 +71,7 @@ function button(action, card, tell) {
   made.type = "button";
   made.title = WORDS[action];
   made.dataset.action = action;
+  made.dataset.tileKey = card.tile_key;
   made.setAttribute("aria-label", `${WORDS[action]}: ${card.title}`);
   if (action === "like" || action === "unlike") made.setAttribute("aria-pressed", String(card.mark === action));
   if (action === "keep") made.setAttribute("aria-pressed", String(card.kept));

@@ -8,7 +8,7 @@ from typing import Literal
 
 import streamlit as st
 
-from ui.views.component import component, nothing
+from ui.views.component import component, count_event, events, nothing
 
 Action = Literal["show", "search", "like", "unlike", "keep"]
 
@@ -69,9 +69,15 @@ def gallery(
     def told() -> None:
         event = _event(st.session_state[key].picked)
         if event is not None and on_event is not None:
+            count_event()
             on_event(event)
 
-    data = {"cards": [asdict(card) for card in cards], "actions": list(actions), "width_px": width_px}
+    data = {
+        "cards": [asdict(card) for card in cards],
+        "actions": list(actions),
+        "width_px": width_px,
+        "events": events(),
+    }
     frame = component("gallery", "<div class='hs-gallery' role='list'></div>")
     result = frame(key=key, data=data, on_picked_change=told if on_event else nothing)
     return _event(result.picked)

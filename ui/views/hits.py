@@ -12,7 +12,7 @@ from ui.views.gallery import Card
 
 _TOLD = ("organ", "label", "diagnosis", "grade", "stain")
 _THUMB_PX = 128
-_SHORT = 24  # letters: longer values are notes, not labels
+_SHORT = 28  # letters of a value: what is longer is cut
 
 
 def hit_cards(
@@ -73,18 +73,19 @@ def nearness(distance: float, percentile: float | None) -> str:
 
 
 def told_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """At most two of the slides' own columns with short values, the field's usual ones first."""
+    """At most two of the slides' own columns that say something, the field's usual ones first."""
     own = {"rank", "tile_key", "slide_id", "x0", "y0", "extent_px0", "distance", "percentile", "tissue"}
     own |= {"width0", "height0", "mpp", "mpp_source", "manifest_mpp", "objective", "status", "reasons", "cohort"}
     own |= {"patient_id", "site_id", "thumbnail", "note", "notes", "comment"}
     filled = [
         name
         for name in (rows[0] if rows else {})
-        if name not in own and any(row[name] for row in rows) and all(len(str(row[name])) <= _SHORT for row in rows)
+        if name not in own and any(row[name] not in (None, "") for row in rows)
     ]
     return sorted(filled, key=lambda name: _TOLD.index(name) if name in _TOLD else len(_TOLD))[:2]
 
 
 def _about(row: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
-    words = " · ".join(str(row[name]) for name in names if row[name] not in (None, ""))
+    values = [str(row[name]) for name in names if row[name] not in (None, "")]
+    words = " · ".join(value if len(value) <= _SHORT else value[: _SHORT - 1] + "…" for value in values)
     return (words,) if words else ()

@@ -4,28 +4,46 @@ from __future__ import annotations
 
 import streamlit as st
 
-from encoder.errors import HistoSeekError
+from encoder.errors import HistoSeekError, QueryError
 from query.cohort import Cohort
-from query.collections import save_collection
+from query.collections import add_tiles, collections, save_collection
 from query.results import Results
 from ui.views.downloads import download_row
+from ui.views.plain import plain
 
 _KEPT = "kept"
+_IF_THERE = ("Leave it as it is", "Add these tiles to it", "Replace it")
 
 
-def kept_keys() -> tuple[str, ...]:
-    """Keys of the tiles that this session keeps, in the order in which they were kept."""
-    return tuple(st.session_state.get(_KEPT, ()))
+def kept_keys(grid_id: str) -> tuple[str, ...]:
+    """Keys of the tiles of a grid that this session keeps, in the order in which they were kept."""
+    return tuple(key for key, grid in _kept().items() if grid == grid_id)
 
 
-def toggle_kept(tile_key: str) -> None:
+def toggle_kept(tile_key: str, grid_id: str) -> None:
     """Keep a tile, or keep it no longer."""
-    kept = [key for key in kept_keys() if key != tile_key]
-    st.session_state[_KEPT] = kept if tile_key in kept_keys() else [*kept, tile_key]
+    if _kept().pop(tile_key, None) is None:
+        _kept()[tile_key] = grid_id
+
+
+def _kept() -> dict[str, str]:
+    """Grid of each kept tile, by its key."""
+    kept: dict[str, str] = st.session_state.setdefault(_KEPT, {})
+    return kept
+
+
+def _forget(grid_id: str) -> None:
+    for key in kept_keys(grid_id):
+        del _kept()[key]
 
 
 def keep_row(cohort: Cohort, results: Results) -> None:
     """Offer to save the hits, or the kept ones, as a collection, and to download them."""
+    kept = kept_keys(results.plan.grid_id)
+    if kept:
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.markdown(f":material/star: **{len(kept)}** kept for a collection")
+            st.button("Forget them", on_click=_forget, args=(results.plan.grid_id,), type="tertiary")
     save, files = st.columns([2, 3])
     with save, st.popover("Save as collection", icon=":material/bookmark_add:", width="stretch"):
         _save_form(cohort, results)
@@ -34,22 +52,43 @@ def keep_row(cohort: Cohort, results: Results) -> None:
 
 
 def _save_form(cohort: Cohort, results: Results) -> None:
-    kept = kept_keys()
+    kept = kept_keys(results.plan.grid_id)
     choices = {f"The {len(results)} hits": tuple(results.table["tile_key"].to_pylist())}
     if kept:
-        choices = {f"The {len(kept)} tiles kept with the star": kept} | choices
-    with st.form("save", border=False, clear_on_submit=True):
+        choices = {f"The {_tiles(len(kept))} kept with the star": kept} | choices
+    with st.form("save", border=False):
         which = st.radio("Which tiles", list(choices), key="save_which")
         name = st.text_input("Name", max_chars=80, key="save_name")
         author = st.text_input("Your name (may be left empty)", max_chars=80, key="save_author")
+        there = st.selectbox("If a collection of this name is there", _IF_THERE, key="save_if_there")
         sent = st.form_submit_button("Save", type="primary")
     if not sent:
         return
     try:
-        saved = save_collection(cohort, name, choices[which], author=author, grid=results.plan.grid_id)
+        words = _saved(cohort, results.plan.grid_id, name, choices[which], author, there)
     except HistoSeekError as error:
-        st.error(str(error))
+        st.error(plain(error))
     else:
         if choices[which] == kept:
-            st.session_state.pop(_KEPT, None)
-        st.success(f"Saved {len(choices[which])} tiles as “{saved.name}”.")
+            _forget(results.plan.grid_id)
+        st.success(plain(words))
+
+
+def _saved(cohort: Cohort, grid_id: str, name: str, keys: tuple[str, ...], author: str, if_there: str) -> str:
+    """Save tiles; returns what was done, in words."""
+    present = next((info for info in collections(cohort) if info.name.casefold() == name.strip().casefold()), None)
+    if present is not None and if_there == _IF_THERE[0]:
+        by = f" by {present.author}" if present.author else ""
+        raise QueryError(
+            f"“{present.name}” is there already: {_tiles(present.tiles)}{by}.",
+            "Choose another name, or below it what to do with the one that is there.",
+        )
+    if present is not None and if_there == _IF_THERE[1]:
+        added = add_tiles(cohort, present.name, keys, author=author)
+        return f"“{present.name}” has {_tiles(len(added.tile_keys))} now."
+    saved = save_collection(cohort, name, keys, author=author, grid=grid_id)
+    return f"Saved {_tiles(len(keys))} as “{saved.name}”."
+
+
+def _tiles(count: int) -> str:
+    return f"{count:,} tile" if count == 1 else f"{count:,} tiles"

@@ -11,7 +11,9 @@ import streamlit as st
 
 from query.cohort import Cohort
 from query.overlay import Overlay, similarity_overlay, tissue_overlay
+from query.resolve import slide_code
 from ui.views.asked import Asked, query_of
+from ui.views.plain import plain
 from ui.views.settings import Settings
 from ui.views.viewer import Layer
 
@@ -66,7 +68,7 @@ def legend(shown: Shown) -> None:
     )
     st.html(f"<div style='font-size:13px;opacity:0.85'>{entries}</div>")
     if shown.overlay.note:
-        st.caption(shown.overlay.note)
+        st.caption(plain(shown.overlay.note))
 
 
 def _kept(key: tuple[Any, ...], name: str, make: Any) -> tuple[Shown, None]:
@@ -82,7 +84,7 @@ def _kept(key: tuple[Any, ...], name: str, make: Any) -> tuple[Shown, None]:
 
 def _tiles(cohort: Cohort, settings: Settings, slide_id: str) -> dict[str, Any]:
     room = cohort.room(settings.table)
-    rows = room.rows.of_slide(room.slides["slide_id"].to_pylist().index(slide_id))
+    rows = room.rows.of_slide(slide_code(slide_id, room.slides))
     found = room.rows
     return {
         "x0": found.x0[rows].tolist(),

@@ -22,6 +22,7 @@ from ui.views.address import go, put
 from ui.views.density_map import Gestures, View, density_map
 from ui.views.map_shelf import Work, map_shelf
 from ui.views.map_tiles import Chosen, tiles_part, vectors_name
+from ui.views.plain import plain
 from ui.views.selection import Selection, parse_selection, select, selected_tiles
 from ui.views.settings import vector_names
 
@@ -38,7 +39,7 @@ def show(cohort: Cohort) -> None:
     """Draw the page."""
     selection, problem = parse_selection(st.query_params.get("lasso"))
     if problem is not None:
-        st.warning(problem)
+        st.warning(plain(problem))
     bar = st.container(horizontal=True, vertical_alignment="bottom")
     table = _vectors(cohort, bar)
     method = _method(bar, selection)
@@ -52,7 +53,7 @@ def show(cohort: Cohort) -> None:
     with left:
         _map_part(cohort, tile_map, colours, chosen)
         for words in _about(tile_map, column):
-            st.caption(words)
+            st.caption(plain(words))
     with right:
         tiles_part(cohort, table, tile_map, colours, chosen, st.session_state.get(_PICKED))
 
@@ -94,7 +95,7 @@ def _map_or_offer(cohort: Cohort, table: VectorTable, method: str) -> TileMap | 
     if tile_map is not None:
         return tile_map
     if work is not None and work.problem is not None:
-        st.error(work.problem)
+        st.error(plain(work.problem))
     if len(cohort.room(table).rows) < LEAST_ROWS:
         st.info(f"{method.upper()} needs at least {LEAST_ROWS} tiles. Choose PCA.")
         return None
@@ -153,7 +154,7 @@ def _chosen(cohort: Cohort, tile_map: TileMap, selection: Selection | None) -> C
     try:
         ids = selected_tiles(cohort, selection)
     except HistoSeekError as error:
-        st.warning(str(error))
+        st.warning(plain(error))
         return None
     # Tiles of the same grid are the same tiles, whoever made vectors of them.
     rows = tile_map.rows.row_of(ids) if selection.grid_id == tile_map.rows.grid_id else np.empty(0, np.int64)
@@ -186,7 +187,7 @@ def _map_part(cohort: Cohort, tile_map: TileMap, colours: Colouring | None, chos
         st.rerun()
     problem = st.session_state.pop(_PROBLEM, None)
     if problem is not None:
-        st.warning(problem)
+        st.warning(plain(problem))
     view = _view(tile_map)
     picked = st.session_state.get(_PICKED)
     row = -1 if picked is None else int(tile_map.rows.row_of(np.array([picked]))[0])

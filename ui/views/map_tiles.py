@@ -19,6 +19,7 @@ from ui.views.address import go
 from ui.views.gallery import Card, GalleryEvent, gallery
 from ui.views.hits import picture_of
 from ui.views.keeping import kept_keys, toggle_kept
+from ui.views.plain import plain
 from ui.views.selection import Selection
 from ui.views.settings import vector_names
 
@@ -107,7 +108,7 @@ def _made_of(colours: Colouring | None, rows: NDArray[np.int64]) -> str:
     counts = np.bincount(colours.codes[rows], minlength=len(colours.legend))
     order = [line for line in np.argsort(-counts, kind="stable").tolist() if counts[line]]
     parts = [f"{colours.legend[line].name} {counts[line]:,}{_share(counts[line] / rows.size)}" for line in order]
-    return _plain(f"{colours.column}: {' · '.join(parts)}")
+    return plain(f"{colours.column}: {' · '.join(parts)}")
 
 
 def _share(share: float) -> str:
@@ -128,7 +129,7 @@ def _cards(
     thumbs = cohort.store.thumbs(rows.grid_id, ids)
     names, numbers = slides["slide_id"].to_pylist(), slides["slide_no"].to_pylist()
     slide_nos = dict(zip(names, numbers, strict=True))
-    kept = kept_keys()
+    kept = kept_keys(rows.grid_id)
     cards = []
     for row, tile_id in zip(shown.tolist(), ids, strict=True):
         slide_id, x0, y0 = names[rows.slide_code[row]], int(rows.x0[row]), int(rows.y0[row])
@@ -138,18 +139,18 @@ def _cards(
         words = _value_of(colours, row)
         lines = (f"{x0:,}, {y0:,}",) if words is None else (words, f"{x0:,}, {y0:,}")
         cards.append(Card(tile, slide_id, lines, image, "Search from this tile", kept=tile in kept))
-    event = _gallery(key, cards, 176 if len(cards) == 1 else 104)
+    event = _gallery(key, cards, 176 if len(cards) == 1 else 104, rows.grid_id)
     if event is not None and event.action == "search":
         sides_px0 = dict(zip((card.tile_key for card in cards), rows.extent_px0[shown].tolist(), strict=True))
         _search_from(cohort, table, event.tile_key, sides_px0[event.tile_key])
 
 
-def _gallery(key: str, cards: Sequence[Card], width_px: int) -> GalleryEvent | None:
+def _gallery(key: str, cards: Sequence[Card], width_px: int, grid_id: str) -> GalleryEvent | None:
     """The one place that draws a gallery."""
 
     def told(event: GalleryEvent) -> None:
         if event.action == "keep":
-            toggle_kept(event.tile_key)
+            toggle_kept(event.tile_key, grid_id)
 
     return gallery(key, cards, ("search", "keep"), width_px, on_event=told)
 
@@ -180,8 +181,3 @@ def _search_from(cohort: Cohort, table: VectorTable, key: str, extent_px0: int) 
 
 def _counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
-def _plain(text: str) -> str:
-    """Text that Markdown leaves as it is."""
-    return "".join(f"\\{letter}" if letter in "\\`*_{}[]()<>#+-.!|$~:^=" else letter for letter in text)

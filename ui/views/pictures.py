@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import streamlit as st
+from PIL import Image
 
-from encoder.errors import HistoSeekError, QueryError
-from query.queries import ImageQuery, read_picture
+from encoder.errors import HistoSeekError
+from query.queries import read_picture
 from ui.views.address import put
 from ui.views.asked import Asked, asked_of_link, keep_picture, kept_picture, put_asked
+from ui.views.plain import plain
 
 MAX_UPLOAD_MB = 50
-# Each session keeps a few pictures: 75 MB at most, far more than the tiles that are cut from one.
+# 75 MB, of which a session keeps three: far more than the tiles that are cut from one.
 MAX_UPLOAD_PIXELS = 25_000_000
 
 
@@ -40,27 +42,15 @@ def picture_upload() -> None:
             st.warning("Choose a picture first.")
         if sent and upload is not None:
             try:
-                text = keep_picture(check_size(read_picture(upload.getvalue(), mpp)))
+                text = keep_picture(read_picture(upload.getvalue(), mpp, MAX_UPLOAD_PIXELS))
             except HistoSeekError as error:
-                st.error(str(error))
+                st.error(plain(error))
             else:
                 put_asked(Asked(text))
                 put(chosen=None)
                 st.rerun()
         if current is not None:
-            st.image(current.pixels, width=220, caption="Searched with this picture")
-
-
-def check_size(query: ImageQuery) -> ImageQuery:
-    """The same picture, where it is no larger than is kept.
-
-    Raises:
-        QueryError: it is larger.
-    """
-    height, width = query.pixels.shape[:2]
-    if height * width > MAX_UPLOAD_PIXELS:
-        raise QueryError(
-            f"The picture has {width:,} x {height:,} pixels, at most {MAX_UPLOAD_PIXELS // 10**6} million are taken.",
-            "Crop it to the tissue that you mean.",
-        )
-    return query
+            # A small one: the page would send the whole picture each time.
+            shown = Image.fromarray(current.pixels)
+            shown.thumbnail((440, 440))
+            st.image(shown, width=220, caption="Searched with this picture")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import streamlit as st
@@ -18,31 +19,31 @@ from ui.views.hits import hit_cards
 from ui.views.keeping import keep_row, kept_keys, toggle_kept
 from ui.views.layers import LAYERS, layer_of, legend
 from ui.views.pictures import picture_upload
+from ui.views.places import asked_boxes, chosen_boxes, window_around
+from ui.views.plain import plain
+from ui.views.sentences import sentences
 from ui.views.settings import Settings, search_settings
 from ui.views.slides import Slides, searchable
 from ui.views.viewer import Answers, Box, Window, viewer
 
-_NOTICE, _JUMPS = "notice", "jumps"
-# Sides of a tile that are shown around one that was jumped to.
-_AROUND = 9
+_NOTICE, _JUMPS, _TOLD = "notice", "jumps", "told_view"
 
 
 def show(cohort: Cohort) -> None:
     """Draw the page."""
     with st.sidebar:
         picture_upload()
-    settings = search_settings(cohort)
-    slides = searchable(cohort, [settings.table])
-    if not slides.ids:
-        st.info("No tissue was found on the slides that were indexed this way.")
-        return
-    _body(cohort, settings, slides)
+    _body(cohort, search_settings(cohort))
 
 
 @st.fragment
-def _body(cohort: Cohort, settings: Settings, slides: Slides) -> None:
+def _body(cohort: Cohort, settings: Settings) -> None:
     # Only this part runs again after a click: the side bar and the frame stay as they are.
-    try:
+    with sentences():
+        slides = searchable(cohort, [settings.table])
+        if not slides.ids:
+            st.info("No tissue was found on the slides that were indexed this way.")
+            return
         asked = asked_of_link()
         left, right = st.columns([7, 6], gap="medium")
         with right:
@@ -52,20 +53,18 @@ def _body(cohort: Cohort, settings: Settings, slides: Slides) -> None:
             _slide_part(cohort, settings, slides, shown, asked, found)
         with right:
             _hits_part(cohort, slides, asked, found)
-    except HistoSeekError as error:
-        st.error(str(error))
 
 
 def _answer(cohort: Cohort, settings: Settings, asked: Asked | None) -> Found | None:
     notice = st.session_state.pop(_NOTICE, None)
     if notice:
-        st.warning(notice)
+        st.warning(plain(notice))
     if asked is None:
         return None
     try:
         return find(cohort, settings, asked)
     except HistoSeekError as error:
-        st.error(str(error))
+        st.error(plain(error))
         return None
 
 
@@ -74,7 +73,7 @@ def _shown_slide(slides: Slides, asked: Asked | None) -> str:
     if wanted in slides:
         return str(wanted)
     if wanted is not None:
-        st.warning(f"Slide {wanted} has no tiles among these vectors.")
+        st.warning(f"Slide {plain(wanted)} has no tiles among these vectors.")
     return slides.ids[0]
 
 
@@ -92,7 +91,8 @@ def _slide_part(
     try:
         overlay, tiles = layer_of(str(layer), cohort, settings, row, asked)
     except HistoSeekError as error:
-        st.warning(str(error))
+        st.warning(plain(error))
+    window = _window(shown)
     viewer(
         "viewer",
         row,
@@ -100,13 +100,12 @@ def _slide_part(
         boxes=_boxes(shown, asked, found),
         layer=None if overlay is None else overlay.layer,
         tiles=tiles,
-        window=Window.of_text(st.query_params.get("view")),
+        window=window,
         window_token=f"{shown}:{st.session_state.get(_JUMPS, 0)}",
-        busy_token=found.token if found else "",
     )
     if overlay is not None:
         legend(overlay)
-    st.caption(_about(row))
+    st.caption(plain(_about(row)))
 
 
 def _hits_part(cohort: Cohort, slides: Slides, asked: Asked | None, found: Found | None) -> None:
@@ -126,14 +125,21 @@ def _hits_part(cohort: Cohort, slides: Slides, asked: Asked | None, found: Found
     if not len(results):
         st.info("No tile matches. Loosen the filter, or leave out less.")
         for note in results.plan.notes:
-            st.caption(note)
+            st.caption(plain(note))
         return
-    event_cards = hit_cards(results, slides.numbers, asked, kept_keys(), st.query_params.get("chosen"))
-    gallery("hits", event_cards, ("show", "search", "like", "unlike", "keep"), on_event=_carded)
+    event_cards = hit_cards(
+        results, slides.numbers, asked, kept_keys(results.plan.grid_id), st.query_params.get("chosen")
+    )
+    gallery(
+        "hits",
+        event_cards,
+        ("show", "search", "like", "unlike", "keep"),
+        on_event=partial(_carded, results.plan.grid_id),
+    )
     keep_row(cohort, results)
     with st.expander("How this was found"):
         for note in results.plan.notes:
-            st.caption(note)
+            st.caption(plain(note))
         st.code(results.explain(), language=None)
 
 
@@ -145,7 +151,7 @@ def _question(asked: Asked, results: Results, slides: Slides) -> None:
         picture.image(image, width="stretch")
     with text:
         st.markdown(f"**{len(results)} most similar** of {results.plan.rows_matching:,} tiles")
-        st.caption(_query_words(asked, results))
+        st.caption(plain(_query_words(asked, results)))
     with st.container(horizontal=True):
         if asked.slide_id in slides and (
             st.query_params.get("slide") not in (None, asked.slide_id) or st.query_params.get("chosen")
@@ -180,17 +186,10 @@ def _boxes(shown: str, asked: Asked | None, found: Found | None) -> list[Box]:
     if place is not None and place.slide_id == shown:
         boxes.append(Box(place.x0, place.y0, place.extent_px0, place.extent_px0, "query"))
     elif asked is not None and asked.slide_id == shown:
-        boxes += _asked_box(asked)
+        boxes += asked_boxes(asked)
+    if chosen is not None and chosen.rpartition("@")[0] == shown and not any(box.kind == "chosen" for box in boxes):
+        boxes += chosen_boxes(chosen, _side_px0())
     return boxes
-
-
-def _asked_box(asked: Asked) -> list[Box]:
-    kind, _, rest = asked.text.partition(":")
-    numbers = [int(part) for part in rest.rpartition("@")[2].split(",") if part.lstrip("-").isdigit()]
-    if kind == "region" and len(numbers) >= 4:
-        xs, ys = numbers[::2], numbers[1::2]
-        return [Box(min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys), "query")]
-    return [Box(numbers[0], numbers[1], 0, 0, "query")] if kind == "at" and len(numbers) == 2 else []
 
 
 def _clicked(slide_id: str, x0: int, y0: int) -> None:
@@ -204,7 +203,20 @@ def _cut(slide_id: str, corners: tuple[int, int, int, int]) -> None:
 
 
 def _moved(slide_id: str, window: Window) -> None:
-    put(slide=slide_id, view=window.to_text())
+    if st.query_params.get("slide", slide_id) == slide_id:  # a link to a slide that is not here stays as it is
+        st.session_state[_TOLD] = window.to_text()
+        put(slide=slide_id, view=window.to_text())
+
+
+def _window(shown: str) -> Window | None:
+    """What the link says of a slide; where that is not what the viewer told last, the viewer goes there."""
+    if st.query_params.get("slide", shown) != shown:
+        return None
+    view = st.query_params.get("view")
+    if view != st.session_state.get(_TOLD):
+        st.session_state[_TOLD] = view
+        _jump()
+    return Window.of_text(view)
 
 
 def _slide_chosen() -> None:
@@ -212,7 +224,7 @@ def _slide_chosen() -> None:
     _jump()
 
 
-def _carded(event: GalleryEvent) -> None:
+def _carded(grid_id: str, event: GalleryEvent) -> None:
     """Do what was asked of a hit."""
     key = event.tile_key
     try:
@@ -224,7 +236,7 @@ def _carded(event: GalleryEvent) -> None:
             put(chosen=None)
             _look_at(key)
         elif event.action == "keep":
-            toggle_kept(key)
+            toggle_kept(key, grid_id)
         else:
             put_asked((asked_of_link() or Asked()).marked(key, event.action == "like"))
     except HistoSeekError as error:
@@ -234,10 +246,14 @@ def _carded(event: GalleryEvent) -> None:
 def _back(asked: Asked) -> None:
     put(slide=asked.slide_id, chosen=None, view=None)
     kind, _, key = asked.text.partition(":")
+    box = next(iter(asked_boxes(asked)), None)
     if kind == "tile":
         _look_at(key)
-    else:
-        _jump()
+    elif box is not None:
+        side = max(box.width0, box.height0, 3 * _side_px0())
+        window = Window(round(box.x0 + box.width0 / 2), round(box.y0 + box.height0 / 2), round(3 * side))
+        put(view=window.to_text())
+    _jump()
 
 
 def _clear() -> None:
@@ -246,11 +262,12 @@ def _clear() -> None:
 
 
 def _look_at(tile_key: str) -> None:
-    slide_id, x0, y0 = parse_tile_key(tile_key)
-    side = int(st.session_state.get("extent_px0", 512))
-    window = Window(x0 + side // 2, y0 + side // 2, _AROUND * side)
-    put(slide=slide_id, view=window.to_text())
+    put(slide=parse_tile_key(tile_key)[0], view=window_around(tile_key, _side_px0()).to_text())
     _jump()
+
+
+def _side_px0() -> int:
+    return int(st.session_state.get("extent_px0", 512))
 
 
 def _jump() -> None:

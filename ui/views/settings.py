@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import streamlit as st
 
+from encoder.errors import HistoSeekError
 from query.choice import VectorTable
 from query.cohort import Cohort
 from ui.views.address import put
 from ui.views.filters import filter_controls
+from ui.views.plain import plain
 from ui.views.selection import Selection, parse_selection, selected_tiles
 
 _HITS = 20
@@ -68,7 +70,7 @@ def search_settings(cohort: Cohort) -> Settings:
         table = choose_vectors(cohort)
         selection = _selection(cohort, table)
         k = st.slider("Hits", 4, 60, _HITS, step=4, key="k", bind="query-params")
-        several = cohort.slides.num_rows > 1
+        several = len(cohort.searchable_slides(table.encoder_id, table.grid_id)) > 1
         leave_out = st.selectbox(
             "Leave out",
             list(_LEAVE_OUT),
@@ -90,7 +92,14 @@ def search_settings(cohort: Cohort) -> Settings:
             )
     per_slide = int(limit) if limit.isdecimal() else None
     parts = [part for part in (built, (written or "").strip()) if part]
-    where = " AND ".join(f"({part})" for part in parts) if len(parts) > 1 else "".join(parts) or None
+    where = "".join(parts) or None
+    if len(parts) > 1:
+        where = " AND ".join(f"({part}\n)" for part in parts)
+        try:
+            # By itself: `true) OR (true` must not undo the controls, but be refused as what it is.
+            cohort.room(table).filter.slides(parts[1])
+        except HistoSeekError:
+            where = parts[1]
     return Settings(table, k, leave_out, per_slide, where, selection)
 
 
@@ -98,13 +107,17 @@ def _selection(cohort: Cohort, table: VectorTable) -> Selection | None:
     """The selection of the link, where it is one of these vectors; and how to search everywhere again."""
     selection, problem = parse_selection(st.query_params.get("lasso"))
     if problem is not None:
-        st.warning(problem)
+        st.warning(plain(problem))
     if selection is None:
         return None
     if (selection.encoder_id, selection.grid_id) != (table.encoder_id, table.grid_id):
         st.caption("The selection on the map is one of other vectors and is not used here.")
         return None
-    tiles = len(selected_tiles(cohort, selection))
-    st.info(f"Only among {tiles:,} tiles selected on the map", icon=":material/gesture_select:")
+    try:
+        tiles = len(selected_tiles(cohort, selection))
+    except HistoSeekError as error:  # a search says the same: it never quietly looks everywhere instead
+        st.warning(plain(error))
+    else:
+        st.info(f"Only among {tiles:,} tiles selected on the map", icon=":material/gesture_select:")
     st.button("Search everywhere", on_click=put, kwargs={"lasso": None}, width="stretch")
     return selection

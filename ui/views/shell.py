@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,9 @@ from query.cohort import Cohort
 from ui.server.opened import opened_cohort, served_store
 from ui.server.sign_in import sign_in_needed
 from ui.views import address
+from ui.views.plain import plain
+from ui.views.sentences import sentences
+from ui.views.viewer import forget_viewer
 
 _TITLE = "HistoSeek"
 _FOLDER = Path(__file__).resolve().parent
@@ -35,7 +39,7 @@ def main() -> None:
         with st.spinner("Opening the store"):
             cohort = opened_cohort(store)
     except HistoSeekError as error:
-        st.error(str(error))
+        st.error(plain(error))
         return
     pages = {
         "search": _page(cohort, "ui.views.search_page", "Search", "search", "", indexed=True),
@@ -45,7 +49,11 @@ def main() -> None:
         "cohort": _page(cohort, "ui.views.cohort_page", "Cohort", "inventory_2", "cohort"),
     }
     address.set_pages(pages)
-    st.navigation(list(pages.values()), position="top").run()
+    page = st.navigation(list(pages.values()), position="top")
+    forget_viewer()
+    address.carry(page.title)
+    page.run()
+    address.remember()
 
 
 def _signed_in() -> bool:
@@ -54,7 +62,7 @@ def _signed_in() -> bool:
         if not sign_in_needed() or st.user.is_logged_in:
             return True
     except HistoSeekError as error:
-        st.error(str(error))
+        st.error(plain(error))
         return False
     st.markdown("#### Sign in to see the slides")
     st.button("Sign in", type="primary", on_click=st.login)
@@ -70,12 +78,17 @@ def _draw(cohort: Cohort, module: str, indexed: bool) -> None:
     from importlib import import_module  # each page imports what it alone needs when it is opened
 
     try:
-        if indexed and not cohort.vector_tables:
+        tables = cohort.vector_tables
+    except HistoSeekError:
+        logging.getLogger("histoseek").exception("the store cannot be read")
+        uri = plain(cohort.store.uri)
+        st.error(f"The store at {uri} cannot be read any more. If it was moved, start the explorer where it is now.")
+        return
+    with sentences():
+        if indexed and not tables:
             st.info(_NO_VECTORS)
-            return
-        import_module(module).show(cohort)
-    except HistoSeekError as error:
-        st.error(str(error))
+        else:
+            import_module(module).show(cohort)
 
 
 _STYLE = """

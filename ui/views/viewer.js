@@ -73,7 +73,7 @@ async function show(one, data) {
   const before = one.data;
   one.data = data;
   one.root.style.height = data.height;
-  if (!before || before.busy_token !== data.busy_token) {
+  if (!before || before.events !== data.events) {
     one.root.dataset.busy = "false";
     one.pending = null;
   }
@@ -139,6 +139,8 @@ function started(library, one, data) {
     drawer: "canvas",
     crossOriginPolicy: false,
   });
+  osd.canvas.setAttribute("role", "application");
+  osd.canvas.setAttribute("aria-label", "Slide. Arrow keys move it, plus and minus zoom, Enter searches at the cross.");
   osd.addHandler("open", () => {
     one.root.dataset.shown = one.data.slide_id;
     look(one, one.data.window, true);
@@ -225,6 +227,7 @@ function look(one, window, now = false) {
 function moved(one) {
   clearTimeout(one.timer);
   one.timer = setTimeout(() => {
+    if (!one.root.isConnected) return;
     const bounds = one.osd.viewport.getBounds(true);
     const { width0, slide_id } = one.data;
     const window = {

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import streamlit as st
 
-from ui.views.component import component, data_uri, server_path
+from ui.views.component import component, count_event, data_uri, events, server_path
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ class Answers:
     window: Callable[[str, Window], None]
 
 
+_SHOWN = "viewer_shown"
 _HTML = "<div class='hs-viewer'></div>"
 
 
@@ -99,7 +100,6 @@ def viewer(
     window: Window | None = None,
     window_token: str = "",
     height: str = "min(72vh, 820px)",
-    busy_token: str = "",
 ) -> None:
     """Show a slide.
 
@@ -113,8 +113,8 @@ def viewer(
         window: what is shown at first, and again whenever `window_token` changes.
         window_token: see there.
         height: of the viewer, CSS.
-        busy_token: changes when what a click asked for has arrived.
     """
+    st.session_state[_SHOWN] = (key, slide["slide_id"])
     fingerprint = str(slide.get("fingerprint") or "")[:12]
     data = {
         "slide_id": slide["slide_id"],
@@ -130,7 +130,7 @@ def viewer(
         "window": None if window is None else asdict(window),
         "window_token": window_token,
         "height": height,
-        "busy_token": busy_token,
+        "events": events(),
     }
     component("viewer", _HTML)(
         key=key,
@@ -141,22 +141,29 @@ def viewer(
     )
 
 
+def forget_viewer() -> None:
+    """Take no more word from the viewer of a page that is left: it may still tell what it showed last."""
+    st.session_state.pop(_SHOWN, None)
+
+
 def _pointed(key: str, answers: Answers) -> None:
     told = st.session_state[key].point
     if told:
+        count_event()
         answers.point(str(told["slide_id"]), int(told["x0"]), int(told["y0"]))
 
 
 def _cut(key: str, answers: Answers) -> None:
     told = st.session_state[key].region
     if told:
+        count_event()
         left, top, right, bottom = (int(told[name]) for name in ("x0", "y0", "x1", "y1"))
         answers.region(str(told["slide_id"]), (left, top, right, bottom))
 
 
 def _moved(key: str, answers: Answers) -> None:
     told = st.session_state[key].window
-    if told:
+    if told and st.session_state.get(_SHOWN) == (key, told["slide_id"]):
         answers.window(str(told["slide_id"]), Window(int(told["x0"]), int(told["y0"]), int(told["width0"])))
 
 
