@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from encoder.errors import HistoSeekError, QueryError
 from indexer.grid import parse_tile_key
@@ -236,6 +236,8 @@ def read_picture(
             pixels = np.asarray(opened.convert("RGB"))
     except QueryError:
         raise
+    except UnidentifiedImageError as error:
+        raise QueryError(f"{name} cannot be read as a picture.", "Give a PNG, JPEG or TIFF.") from error
     except Exception as error:  # a broken or hostile file may raise anything in a decoder
         raise QueryError(f"{name} cannot be read as a picture: {error}.", "Give a PNG, JPEG or TIFF.") from error
     return ImageQuery(pixels, mpp)

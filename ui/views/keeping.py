@@ -44,11 +44,9 @@ def keep_row(cohort: Cohort, results: Results) -> None:
         with st.container(horizontal=True, vertical_alignment="center"):
             st.markdown(f":material/star: **{len(kept)}** kept for a collection")
             st.button("Forget them", on_click=_forget, args=(results.plan.grid_id,), type="tertiary")
-    save, files = st.columns([2, 3])
-    with save, st.popover("Save as collection", icon=":material/bookmark_add:", width="stretch"):
+    with st.popover("Save as collection", icon=":material/bookmark_add:"):
         _save_form(cohort, results)
-    with files:
-        download_row(results, "hits")
+    download_row(results, "hits")
 
 
 def _save_form(cohort: Cohort, results: Results) -> None:

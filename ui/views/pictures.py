@@ -28,8 +28,7 @@ def picture_upload() -> None:
                 max_upload_size=MAX_UPLOAD_MB,
                 key="upload",
             )
-            scale, send = st.columns([3, 2], vertical_alignment="bottom")
-            mpp = scale.number_input(
+            mpp = st.number_input(
                 "Micrometres per pixel",
                 min_value=0.05,
                 max_value=50.0,
@@ -37,7 +36,7 @@ def picture_upload() -> None:
                 placeholder="unknown: as in the store",
                 key="upload_mpp",
             )
-            sent = send.form_submit_button("Search", type="primary", width="stretch")
+            sent = st.form_submit_button("Search", type="primary", width="stretch")
         if sent and upload is None:
             st.warning("Choose a picture first.")
         if sent and upload is not None:
@@ -53,4 +52,4 @@ def picture_upload() -> None:
             # A small one: the page would send the whole picture each time.
             shown = Image.fromarray(current.pixels)
             shown.thumbnail((440, 440))
-            st.image(shown, width=220, caption="Searched with this picture")
+            st.image(shown, width="stretch", caption="Searched with this picture")

@@ -48,7 +48,7 @@ def _body(cohort: Cohort, settings: Settings) -> None:
         left, right = st.columns([7, 6], gap="medium")
         with right:
             found = _answer(cohort, settings, asked)
-        with left:
+        with left, st.container(key="slide_part"):
             shown = _shown_slide(slides, asked)
             _slide_part(cohort, settings, slides, shown, asked, found)
         with right:

@@ -94,6 +94,8 @@ def _draw(cohort: Cohort, module: str, indexed: bool) -> None:
 _STYLE = """
 <style>
   .stMainBlockContainer { padding: 4.2rem 1.6rem 2rem; max-width: none; }
+  /* The slide stays in view while the hits beside it are looked through. */
+  .st-key-slide_part { position: sticky; top: 4.2rem; }
   [data-testid="stSidebarUserContent"] { padding-top: 0.5rem; }
 </style>
 """
