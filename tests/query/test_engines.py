@@ -140,6 +140,42 @@ def test_large_scan_equals_oracle_order():
             assert ranking.scanned == 60_000
 
 
+def test_the_compiled_loop_answers_as_numpys(monkeypatch):
+    monkeypatch.setattr("query.engines.resident.COMPILE_FROM", 0)
+    rng = np.random.default_rng(5)
+    matrix, places = table(rng, 900, dim=37, duplicates=9)
+    engine = ResidentExact(matrix, places)
+    vector = rng.standard_normal(37)
+    expected = oracle(matrix, places, vector, 12)
+    for _ in range(2):
+        assert next(iter(engine.rank([Ask(vector)]))).best(12).rows.tolist() == expected[0]
+    kernel = engine._compiling.result(60)
+    assert engine._dot_rows() is kernel
+    scores = np.empty(900, np.float32)
+    kernel(matrix, vector.astype(np.float32), scores)
+    assert np.allclose(scores, matrix.astype(np.float64) @ vector, atol=1e-5)
+    for allowed in (None, rng.random(900) < 0.05, rng.random(900) < 0.7):
+        hits = next(iter(engine.rank([Ask(vector)], allowed))).best(12)
+        rows, distances = oracle(matrix, places, vector, 12, allowed)
+        assert hits.rows.tolist() == rows and np.allclose(hits.distances, distances, atol=1e-15)
+
+
+def test_a_loop_that_cannot_be_compiled_leaves_numpys(monkeypatch):
+    def broken():
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr("query.engines.resident.COMPILE_FROM", 0)
+    monkeypatch.setattr("query.engines.resident.dot_rows", broken)
+    rng = np.random.default_rng(6)
+    matrix, places = table(rng, 200)
+    engine = ResidentExact(matrix, places)
+    vector = rng.standard_normal(24)
+    for _ in range(3):
+        hits = next(iter(engine.rank([Ask(vector)]))).best(5)
+        assert hits.rows.tolist() == oracle(matrix, places, vector, 5)[0]
+    assert isinstance(engine._compiling.exception(60), RuntimeError)
+
+
 @pytest.mark.parametrize("name", sorted(EXACT))
 def test_all_rows_equal_are_ordered_by_place(name):
     matrix = np.tile(np.full((1, 8), 8**-0.5, np.float32), (5000, 1))
