@@ -117,6 +117,10 @@ class Room:
         resident = self.shelf.get("vectors")
         return self.vectors.take(rows) if resident is None else resident.matrix[rows]
 
+    @cached_property
+    def _streaming(self) -> StreamingExact:
+        return StreamingExact(self.vectors, self.rows.places)
+
     def matrix(self) -> NDArray[np.float32]:
         """All vectors in memory, float32 [N, dim], read-only.
 
@@ -130,7 +134,7 @@ class Room:
         try:
             return self.shelf.resident()
         except QueryError:
-            return StreamingExact(self.vectors, self.rows.places)
+            return self._streaming
 
     def by_index(self, probes: int | None, refine: int, lists: int) -> LanceIvf:
         """The store's index at one setting."""
@@ -184,7 +188,7 @@ class Room:
             self.shelf.warm("vectors")
             return self.by_index(choice.step.probes, choice.step.refine, 1 if card is None else card.partitions)
         if choice.engine == "streaming":
-            return StreamingExact(self.vectors, self.rows.places)
+            return self._streaming
         return self.exact()
 
     def timed(self, choice: Choice, seconds: float, filtered: bool, asks: int) -> None:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
 from query.engines.contract import Ask, Places, Ranking
-from query.engines.dot_kernel import DotRows, dot_rows
+from query.engines.dot_kernel import DotLoop
 from query.engines.scores import ScoredRanking
 
 # Shares of the rows below which gathering the allowed ones costs less than scanning all in order.
 _GATHER_BELOW = 0.15
 # Scores of a batch that are held at a time.
 _SCORE_BYTES = 256 << 20
-# Numbers that are worth a compiled loop, 512 MB: one scan takes 20 ms, and NumPy's loop a quarter more.
-COMPILE_FROM = 1 << 27
 
 
 class ResidentExact:
@@ -42,8 +39,7 @@ class ResidentExact:
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="scan")
         # Both a score and the bound it is compared with may be off by the error of one dot product.
         self._slack = 2.1 * (matrix.shape[1] + 16) * 2.0**-24
-        self._searches = 0
-        self._compiling: Future[DotRows] | None = None
+        self.loop = DotLoop(matrix.size)
 
     def rank(self, asks: Sequence[Ask], allowed: NDArray[np.bool_] | None = None) -> Iterator[Ranking]:
         """See `Engine.rank`; the scores of a few queries at a time are held, so use each before the next."""
@@ -63,7 +59,7 @@ class ResidentExact:
         """Dot products of `query` with all rows or with `rows`, float32 [n]."""
         count = self.matrix.shape[0] if rows is None else rows.size
         scores = np.empty(count, np.float32)
-        dot = self._dot_rows()
+        dot = self.loop.get()
 
         def scan_block(block: slice) -> None:
             dot(self.matrix[block] if rows is None else self.matrix[rows[block]], query, scores[block])
@@ -76,15 +72,6 @@ class ResidentExact:
             list(self._pool.map(scan_block, blocks))
         return scores
 
-    def _dot_rows(self) -> DotRows:
-        """NumPy's loop; the compiled one from when it is there, which a second search of a large matrix asks for."""
-        self._searches += 1
-        if self._compiling is None and self._searches > 1 and self.matrix.size >= COMPILE_FROM:
-            self._compiling = Future()
-            threading.Thread(target=_compile, args=(self._compiling,)).start()  # no search waits for it
-        made = self._compiling
-        return made.result() if made is not None and made.done() and made.exception() is None else _einsum_rows
-
     def _scan_many(self, queries: NDArray[np.float32], rows: NDArray[np.int64] | None) -> NDArray[np.float32]:
         """Dot products of queries [B, dim], float32 [B, n]: one pass over the rows, threads are BLAS's own."""
         count = self.matrix.shape[0] if rows is None else rows.size
@@ -94,18 +81,6 @@ class ResidentExact:
             part = self.matrix[block] if rows is None else self.matrix[rows[block]]
             np.matmul(queries, part.T, out=scores[:, block])
         return scores
-
-
-def _compile(made: Future[DotRows]) -> None:
-    try:
-        made.set_result(dot_rows())
-    except Exception as error:  # noqa: BLE001 - whatever a compiler raises, NumPy's loop goes on giving the same answers
-        made.set_exception(error)
-
-
-def _einsum_rows(rows: NDArray[np.float32], vector: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-    # Measured: in threads einsum reads memory at about twice the rate of BLAS gemv.
-    np.einsum("ij,j->i", rows, vector, out=out)
 
 
 def split_allowed(

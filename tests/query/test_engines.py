@@ -140,17 +140,18 @@ def test_large_scan_equals_oracle_order():
             assert ranking.scanned == 60_000
 
 
-def test_the_compiled_loop_answers_as_numpys(monkeypatch):
-    monkeypatch.setattr("query.engines.resident.COMPILE_FROM", 0)
+@pytest.mark.parametrize("name", ["resident", "streaming"])
+def test_the_compiled_loop_answers_as_numpys(name, monkeypatch):
+    monkeypatch.setattr("query.engines.dot_kernel.COMPILE_FROM", 0)
     rng = np.random.default_rng(5)
     matrix, places = table(rng, 900, dim=37, duplicates=9)
-    engine = ResidentExact(matrix, places)
+    engine = ResidentExact(matrix, places) if name == "resident" else StreamingExact(Blocks(matrix), places)
     vector = rng.standard_normal(37)
     expected = oracle(matrix, places, vector, 12)
     for _ in range(2):
         assert next(iter(engine.rank([Ask(vector)]))).best(12).rows.tolist() == expected[0]
-    kernel = engine._compiling.result(60)
-    assert engine._dot_rows() is kernel
+    kernel = engine.loop.compiling.result(60)
+    assert engine.loop.get() is kernel
     scores = np.empty(900, np.float32)
     kernel(matrix, vector.astype(np.float32), scores)
     assert np.allclose(scores, matrix.astype(np.float64) @ vector, atol=1e-5)
@@ -164,8 +165,8 @@ def test_a_loop_that_cannot_be_compiled_leaves_numpys(monkeypatch):
     def broken():
         raise RuntimeError("no compiler")
 
-    monkeypatch.setattr("query.engines.resident.COMPILE_FROM", 0)
-    monkeypatch.setattr("query.engines.resident.dot_rows", broken)
+    monkeypatch.setattr("query.engines.dot_kernel.COMPILE_FROM", 0)
+    monkeypatch.setattr("query.engines.dot_kernel.dot_rows", broken)
     rng = np.random.default_rng(6)
     matrix, places = table(rng, 200)
     engine = ResidentExact(matrix, places)
@@ -173,7 +174,7 @@ def test_a_loop_that_cannot_be_compiled_leaves_numpys(monkeypatch):
     for _ in range(3):
         hits = next(iter(engine.rank([Ask(vector)]))).best(5)
         assert hits.rows.tolist() == oracle(matrix, places, vector, 5)[0]
-    assert isinstance(engine._compiling.exception(60), RuntimeError)
+    assert isinstance(engine.loop.compiling.exception(60), RuntimeError)
 
 
 @pytest.mark.parametrize("name", sorted(EXACT))
