@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +16,7 @@ from query import open_cohort
 from query.cohort import Cohort
 from query.collections import save_collection
 from query.projection.lasso import inside
+from tests.ui.serving import served
 from ui.views.selection import parse_selection
 
 pytestmark = pytest.mark.browser
@@ -37,21 +34,8 @@ def store(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(store: Path) -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-c", "from ui.cli.main import run; run()", "ui", "--store", str(store)]
-    running = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(240):
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                time.sleep(0.25)
-        yield f"http://127.0.0.1:{port}/"
-    finally:
-        running.terminate()
-        running.wait(20)
+    with served(store) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

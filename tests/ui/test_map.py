@@ -6,9 +6,6 @@ import base64
 import io
 import json
 import shutil
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +25,7 @@ from query.cohort import Cohort
 from query.projection.lasso import inside
 from query.projection.tile_map import TileMap
 from query.projection.window import Window
+from tests.ui.serving import served
 from ui.server.opened import STORE_VARIABLE
 from ui.views.density_map import View
 from ui.views.map_shelf import MapShelf, map_shelf
@@ -432,21 +430,8 @@ def test_a_sample_of_the_inside_is_evenly_spread() -> None:
 
 @pytest.fixture
 def server(mapped: tuple[Path, Cohort, TileMap]) -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-c", "from ui.cli.main import run; run()", "ui", "--store", str(mapped[0])]
-    running = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(240):
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                time.sleep(0.25)
-        yield f"http://127.0.0.1:{port}/map"
-    finally:
-        running.terminate()
-        running.wait(20)
+    with served(mapped[0]) as address:
+        yield f"{address}map"
 
 
 def lassoed(view: Any, before: str = "") -> str:

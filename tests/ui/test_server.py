@@ -35,6 +35,7 @@ from encoder.errors import SlideError, TileError, UsageError
 from indexer.manifest import SlideEntry
 from indexer.slide import open_slide
 from indexer.zoom import Zoom
+from tests.ui.serving import free_port
 from ui import doctor
 from ui.server import open_slides, sign_in, slide_routes, slide_rows, viewer_files
 from ui.server.open_slides import OpenSlides
@@ -436,11 +437,6 @@ def test_a_sign_in_that_cannot_work_is_said_at_the_start(
     monkeypatch.setattr(sign_in, "is_authlib_installed", lambda: False)
     with pytest.raises(UsageError, match=words):
         make_app(str(tiny_store))
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 def test_a_taken_port_and_a_wrong_address_are_one_sentence(histoseek: Callable, tiny_store: Path) -> None:

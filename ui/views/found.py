@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 from weakref import ref
 
@@ -18,20 +17,7 @@ from ui.views.settings import Settings
 _KEPT = "found"
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a search found.
-
-    Attributes:
-        results: of the search.
-        token: another one for each search.
-    """
-
-    results: Results
-    token: str
-
-
-def find(cohort: Cohort, settings: Settings, asked: Asked) -> Found:
+def find(cohort: Cohort, settings: Settings, asked: Asked) -> Results:
     """Search, unless this session has just asked the same of the same rows.
 
     Raises:
@@ -39,7 +25,7 @@ def find(cohort: Cohort, settings: Settings, asked: Asked) -> Found:
     """
     room = cohort.room(settings.table)
     question = (asked, settings, ref(room))
-    kept: tuple[Any, Found] | None = st.session_state.get(_KEPT)
+    kept: tuple[Any, Results] | None = st.session_state.get(_KEPT)
     if kept is not None and kept[0] == question:
         return kept[1]
     exclude, where = _left_out(cohort, settings, asked)
@@ -53,12 +39,10 @@ def find(cohort: Cohort, settings: Settings, asked: Asked) -> Found:
         encoder=settings.table.encoder_id,
         grid=settings.table.grid_id,
     )
-    number = 1 + int(kept[1].token) if kept is not None else 1
-    found = Found(results, str(number))
-    st.session_state[_KEPT] = (question, found)
+    st.session_state[_KEPT] = (question, results)
     if len(results):
         st.session_state["extent_px0"] = results.table["extent_px0"][0].as_py()
-    return found
+    return results
 
 
 def _left_out(cohort: Cohort, settings: Settings, asked: Asked) -> tuple[tuple[str, ...], str | None]:

@@ -13,7 +13,7 @@ from query.cohort import Cohort
 from query.results import Results
 from ui.views.address import put
 from ui.views.asked import Asked, asked_of_link, put_asked
-from ui.views.found import Found, find
+from ui.views.found import find
 from ui.views.gallery import GalleryEvent, gallery
 from ui.views.hits import hit_cards
 from ui.views.keeping import keep_row, kept_keys, toggle_kept
@@ -47,15 +47,15 @@ def _body(cohort: Cohort, settings: Settings) -> None:
         asked = asked_of_link()
         left, right = st.columns([7, 6], gap="medium")
         with right:
-            found = _answer(cohort, settings, asked)
+            results = _answer(cohort, settings, asked)
         with left, st.container(key="slide_part"):
             shown = _shown_slide(slides, asked)
-            _slide_part(cohort, settings, slides, shown, asked, found)
+            _slide_part(cohort, settings, slides, shown, asked, results)
         with right:
-            _hits_part(cohort, slides, asked, found)
+            _hits_part(cohort, slides, asked, results)
 
 
-def _answer(cohort: Cohort, settings: Settings, asked: Asked | None) -> Found | None:
+def _answer(cohort: Cohort, settings: Settings, asked: Asked | None) -> Results | None:
     notice = st.session_state.pop(_NOTICE, None)
     if notice:
         st.warning(plain(notice))
@@ -78,7 +78,7 @@ def _shown_slide(slides: Slides, asked: Asked | None) -> str:
 
 
 def _slide_part(
-    cohort: Cohort, settings: Settings, slides: Slides, shown: str, asked: Asked | None, found: Found | None
+    cohort: Cohort, settings: Settings, slides: Slides, shown: str, asked: Asked | None, results: Results | None
 ) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom"):
         st.session_state["slide_choice"] = shown
@@ -97,7 +97,7 @@ def _slide_part(
         "viewer",
         row,
         Answers(point=_clicked, region=_cut, window=_moved),
-        boxes=_boxes(shown, asked, found),
+        boxes=_boxes(shown, asked, results),
         layer=None if overlay is None else overlay.layer,
         tiles=tiles,
         window=window,
@@ -108,7 +108,7 @@ def _slide_part(
     st.caption(plain(_about(row)))
 
 
-def _hits_part(cohort: Cohort, slides: Slides, asked: Asked | None, found: Found | None) -> None:
+def _hits_part(cohort: Cohort, slides: Slides, asked: Asked | None, results: Results | None) -> None:
     if asked is None:
         st.markdown("#### Where else does it occur?")
         st.markdown(
@@ -116,9 +116,8 @@ def _hits_part(cohort: Cohort, slides: Slides, asked: Asked | None, found: Found
             "and the most similar tissue of all slides appears here."
         )
         return
-    if found is None:
+    if results is None:
         return
-    results = found.results
     _question(asked, results, slides)
     if results.nothing_close and len(results):
         st.warning("Nothing close: even the nearest tissue is no more alike than random tissue often is.")
@@ -174,15 +173,15 @@ def _query_words(asked: Asked, results: Results) -> str:
     return " · ".join([*parts, how, f"{1000 * sum(plan.seconds.values()):.0f} ms"])
 
 
-def _boxes(shown: str, asked: Asked | None, found: Found | None) -> list[Box]:
+def _boxes(shown: str, asked: Asked | None, results: Results | None) -> list[Box]:
     chosen = st.query_params.get("chosen")
     boxes = []
-    if found is not None:
-        for row in found.results.to_json_rows():
+    if results is not None:
+        for row in results.to_json_rows():
             if row["slide_id"] == shown:
                 side, mine = row["extent_px0"], row["tile_key"] == chosen
                 boxes.append(Box(row["x0"], row["y0"], side, side, "chosen" if mine else "hit", str(row["rank"])))
-    place = found.results.query_place if found is not None else None
+    place = results.query_place if results is not None else None
     if place is not None and place.slide_id == shown:
         boxes.append(Box(place.x0, place.y0, place.extent_px0, place.extent_px0, "query"))
     elif asked is not None and asked.slide_id == shown:
