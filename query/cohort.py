@@ -104,7 +104,7 @@ class Cohort:
 
     def searchable_slides(self, encoder: str | None = None, grid: str | None = None) -> list[str]:
         """Ids of the slides that a search would look at, sorted; see `search` for the arguments and errors."""
-        room = self.room(self.choose(encoder, grid))
+        _, room = self._chosen(encoder, grid)
         return room.slides["slide_id"].take(pa.array(room.rows.slides_present)).to_pylist()
 
     def choose(self, encoder: str | None = None, grid: str | None = None) -> VectorTable:
@@ -182,13 +182,12 @@ class Cohort:
 
     def probe(self, query: Any, encoder: str | None = None, grid: str | None = None) -> tuple[Room, Probe]:
         """The vectors that a search would look at, and the query as it would compare it; see `search`."""
-        table = self.choose(encoder, grid)
-        room = self.room(table)
+        table, room = self._chosen(encoder, grid)
         return room, resolve(as_query(query), self._sources(table, room))
 
     def card(self, encoder: str | None = None, grid: str | None = None) -> IndexCard | None:
         """The recall card of the store's index; None where `histoseek build` has made none. See `search`."""
-        return self.room(self.choose(encoder, grid)).card
+        return self._chosen(encoder, grid)[1].card
 
     def warm(self, encoder: str | None = None, grid: str | None = None, index: bool = False) -> None:
         """Read the vectors into memory now rather than at the first search.
@@ -200,7 +199,7 @@ class Cohort:
         Raises:
             QueryError: they do not fit the memory budget, or no index can be made.
         """
-        room = self.room(self.choose(encoder, grid))
+        _, room = self._chosen(encoder, grid)
         room.matrix()
         if index and not room.shelf.warm("faiss", wait=True):
             reason = room.shelf.failures.get("faiss", "it was dropped")
@@ -220,7 +219,7 @@ class Cohort:
         Raises:
             QueryError: the filter, a column, or the choice of vectors is wrong.
         """
-        return tile_vectors(self.room(self.choose(encoder, grid)), where, columns)
+        return tile_vectors(self._chosen(encoder, grid)[1], where, columns)
 
     def sql(self, text: str, limits: Limits | None = None) -> pa.Table:
         """Run one SELECT over `slides`, `tiles`, `tiles_<grid>`, `annotations`, `runs`, `quarantine`, `indexes`.
@@ -309,10 +308,10 @@ class Cohort:
     def _search(self, queries: Sequence[Any], request: Request, encoder: str | None, grid: str | None) -> list[Results]:
         clock = Stopwatch()
         asked = [as_query(query) for query in queries]
-        table = self.choose(encoder, grid)
         if not asked:
+            self.choose(encoder, grid)
             return []
-        room = self.room(table)
+        table, room = self._chosen(encoder, grid)
         clock.lap("load")
         sources = self._sources(table, room)
         probes = [resolve(query, sources) for query in asked]
@@ -349,6 +348,17 @@ class Cohort:
         """The vectors of a table at its latest version, with the slides that belong to them."""
         with self._lock:
             self._refresh()
+            return self._room(table)
+
+    def _chosen(self, encoder: str | None, grid: str | None) -> tuple[VectorTable, Room]:
+        """The vectors that are meant, and their room: the store is looked at once, which a quick search notices."""
+        with self._lock:
+            self._refresh()
+            table = choose(self._tables, encoder, grid)
+            return table, self._room(table)
+
+    def _room(self, table: VectorTable) -> Room:
+        with self._lock:
             name = self.store.vectors_table_name(table.encoder_id, table.grid_id)
             (stamp,) = self.store.lance.stamp([name])
             kept = self._kept.get(table)

@@ -190,11 +190,12 @@ def check_vector(vector: NDArray[np.floating], dim: int) -> NDArray[np.float64]:
             f"The query vector has shape {list(wide.shape)}, this encoder's vectors have {dim} numbers.",
             "Embed the query with the encoder that is searched.",
         )
-    if not np.isfinite(wide).all():
+    largest = np.abs(wide).max(initial=0.0)  # NaN where any number is
+    if not np.isfinite(largest):
         raise QueryError("The query vector is not finite: it holds NaN or infinity.", "Check where it came from.")
-    if not wide.any():
+    if not largest:
         raise QueryError("The query vector is all zeros and has no direction.", "Check where it came from.")
-    return wide / np.abs(wide).max()  # or the squares of very large and small numbers would be lost
+    return wide / largest  # or the squares of very large and small numbers would be lost
 
 
 def read_picture(

@@ -124,18 +124,17 @@ def told_columns(slides: pa.Table) -> pa.Table:
     return slides.select([name for name in slides.column_names if name == "slide_id" or name not in _BOOKKEEPING])
 
 
-def hit_table(hits: Hits, percentiles: NDArray[np.float64], rows: TileRows, told: pa.Table) -> pa.Table:
+def hit_table(hits: Hits, percentiles: NDArray[np.float64], rows: TileRows, told: pa.RecordBatch) -> pa.Table:
     """The table of `Results` for rows found in `rows`, with what `told_columns` gave."""
     found = hits.rows
     about = told.take(pa.array(rows.slide_code[found]))
-    slide_ids = about["slide_id"].to_pylist()
+    slide_ids = about["slide_id"]
     x0, y0 = rows.x0[found], rows.y0[found]
+    places = zip(slide_ids.to_pylist(), x0.tolist(), y0.tolist(), strict=True)
     columns: dict[str, Any] = {
         "rank": np.arange(1, found.size + 1, dtype=np.int32),
-        "tile_key": pa.array(
-            [tile_key(*item) for item in zip(slide_ids, x0.tolist(), y0.tolist(), strict=True)], pa.string()
-        ),
-        "slide_id": about["slide_id"],
+        "tile_key": pa.array([tile_key(*place) for place in places], pa.string()),
+        "slide_id": slide_ids,
         "x0": x0,
         "y0": y0,
         "extent_px0": rows.extent_px0[found],
@@ -147,10 +146,9 @@ def hit_table(hits: Hits, percentiles: NDArray[np.float64], rows: TileRows, told
     return pa.table(columns)
 
 
-def slide_columns(about: pa.Table, taken: Collection[str]) -> dict[str, Any]:
+def slide_columns(about: pa.Table | pa.RecordBatch, taken: Collection[str]) -> dict[str, Any]:
     """Columns of slides that say something about a tile; `slide_<name>` where a name is taken."""
+    columns = zip(about.schema.names, about.columns, strict=True)
     return {
-        f"slide_{name}" if name in taken else name: about[name]
-        for name in about.column_names
-        if name not in _BOOKKEEPING
+        f"slide_{name}" if name in taken else name: column for name, column in columns if name not in _BOOKKEEPING
     }

@@ -76,9 +76,10 @@ class Room:
         self.shelf.close()
 
     @cached_property
-    def told(self) -> pa.Table:
-        """What results tell of slides, row-aligned with `slides`."""
-        return told_columns(self.slides)
+    def told(self) -> pa.RecordBatch:
+        """What results tell of slides, row-aligned with `slides`; rows of one batch are taken faster than a table's."""
+        told = told_columns(self.slides)
+        return pa.record_batch([column.combine_chunks() for column in told.columns], names=told.column_names)
 
     @property
     def card(self) -> IndexCard | None:

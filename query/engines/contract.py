@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -63,13 +64,14 @@ class Ask:
     vector: NDArray[np.floating]
     itself: int | None = None
 
-    @property
+    @cached_property
     def unit(self) -> NDArray[np.float64]:
         """The vector's direction; a vector of zeros has none and lies at distance 1 from all."""
         wide = self.vector.astype(np.float64)
-        if not wide.any():
+        largest = np.abs(wide).max(initial=0.0)
+        if not largest:
             return wide
-        wide = wide / np.abs(wide).max()  # or the squares of very large and small numbers would be lost
+        wide = wide / largest  # or the squares of very large and small numbers would be lost
         return wide / np.linalg.norm(wide)
 
 
