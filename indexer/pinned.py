@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -40,7 +39,7 @@ class PinnedTables:
         self._open = open_dataset
         self._newest: dict[str, Any] = {}  # whose `latest_version` costs a fifth of asking LanceDB
         self._kept: OrderedDict[tuple[str, int], Any] = OrderedDict()
-        self._folders: dict[str, str] = {}  # as text, whose state is read in half the time
+        self._folders: dict[str, Path] = {}
         self._seen: dict[str, _Seen] = {}
 
     def version(self, name: str) -> int:
@@ -89,21 +88,21 @@ class PinnedTables:
         if self._folder is None:
             return (0, self.version(name))
         try:
-            found = os.stat(self._versions_folder(name))
+            found = self._versions_folder(name).stat()
         except FileNotFoundError:
             return (0, 0)
         return (found.st_mtime_ns, found.st_ino)
 
-    def _versions_folder(self, name: str) -> str:
+    def _versions_folder(self, name: str) -> Path:
         folder = self._folders.get(name)
         if folder is None:
             assert self._folder is not None
-            folder = self._folders[name] = str(versions_folder(Path(self._folder), name))
+            folder = self._folders[name] = versions_folder(Path(self._folder), name)
         return folder
 
     def _local_stamp(self, name: str) -> tuple[int, int]:
         try:
-            found = os.stat(self._versions_folder(name))
+            found = self._versions_folder(name).stat()
         except FileNotFoundError:
             return (0, 0)
         state = (found.st_mtime_ns, found.st_ino)

@@ -149,6 +149,4 @@ def hit_table(hits: Hits, percentiles: NDArray[np.float64], rows: TileRows, told
 def slide_columns(about: pa.Table | pa.RecordBatch, taken: Collection[str]) -> dict[str, Any]:
     """Columns of slides that say something about a tile; `slide_<name>` where a name is taken."""
     columns = zip(about.schema.names, about.columns, strict=True)
-    return {
-        f"slide_{name}" if name in taken else name: column for name, column in columns if name not in _BOOKKEEPING
-    }
+    return {f"slide_{name}" if name in taken else name: column for name, column in columns if name not in _BOOKKEEPING}
