@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,11 @@ def less(times: Mapping[str, Sequence[float]], one: str, other: str) -> float:
     return 1e3 * statistics.median(a - b for a, b in zip(times[one], times[other], strict=True))
 
 
+def settle() -> None:
+    """Let the threads of the library that ran before go to sleep: some spin for a moment, on a core of the next one."""
+    time.sleep(0.01)
+
+
 def exact_rows(room: Room, name: str, queries: Iterator[Any], repeats: int) -> list[Row]:
     """Exact search in memory and from disk against passes over the same bytes."""
     matrix, rows = room.matrix(), room.rows
@@ -90,7 +96,8 @@ def exact_rows(room: Room, name: str, queries: Iterator[Any], repeats: int) -> l
             "half": lambda: next(iter(resident.rank([Ask(next(queries))], limits))).best(K),
             "batch": lambda: [r.best(K) for r in resident.rank([Ask(next(queries)) for _ in range(32)])],
         },
-        repeats,
+        3 * repeats,
+        settle,
     )
     ms = {key: 1e3 * statistics.median(values) for key, values in times.items()}
     rate = matrix.nbytes / 1e6 / ms["pass"]
@@ -109,7 +116,9 @@ def exact_rows(room: Room, name: str, queries: Iterator[Any], repeats: int) -> l
     ]
     if room.shelf.warm("half", wait=True):
         half = room.shelf.get("half")
-        times = interleave({"half": lambda: best(half, next(queries)), "pass": lambda: whole.sum()}, repeats)
+        times = interleave(
+            {"half": lambda: best(half, next(queries)), "pass": lambda: whole.sum()}, 3 * repeats, settle
+        )
         out.append(Row(f"{name}: bfloat16 scan / pass over memory", ratio(times, "half", "pass"), "x"))
     streaming = StreamingExact(room.vectors, rows.places)
     for _ in range(2):
@@ -121,7 +130,7 @@ def exact_rows(room: Room, name: str, queries: Iterator[Any], repeats: int) -> l
         for _ in room.store.scan(room.table, ["vector"], batch_rows=4096, version=rows.version):
             pass
 
-    times = interleave({"streaming": lambda: best(streaming, next(queries)), "pass": bare}, max(3, repeats // 3))
+    times = interleave({"streaming": lambda: best(streaming, next(queries)), "pass": bare}, 2 * repeats, settle)
     detail = f"query {1e3 * statistics.median(times['streaming']):.0f} ms"
     return [
         *out,
@@ -248,7 +257,7 @@ def planner_rows(cohort: Cohort, room: Room, name: str, own: NDArray[np.int64], 
             "engine": lambda: best(resident, matrix[next(asked)]),
             "search": lambda: cohort.search(matrix[next(searched)], k=K, target_recall=1.0),
         },
-        2 * repeats,
+        6 * repeats,
     )
     ms = {key: 1e3 * statistics.median(values) for key, values in times.items()}
     over = less(times, "search", "engine")
@@ -263,7 +272,7 @@ def measure(uri: str, name: str, repeats: int, build: bool) -> list[Row]:
     matrix = room.matrix()
     own = held_out(len(matrix), 100, seed=3)
     np.random.default_rng(3).shuffle(own)
-    queries = iter(matrix[np.random.default_rng(1).integers(0, len(matrix), 200 * repeats + 500)])
+    queries = iter(matrix[np.random.default_rng(1).integers(0, len(matrix), 600 * repeats + 500)])
     cohort.search(matrix[0], target_recall=1.0)
     rows = exact_rows(room, name, queries, repeats)
     rows += planner_rows(cohort, room, name, own, repeats)

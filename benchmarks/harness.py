@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -122,6 +123,8 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Time alternatives in turn, `repeats` rounds after a warm-up, so that a busy moment touches all of them.
 
+    Each round has an order of its own: what ran before leaves caches and threads behind.
+
     Args:
         before: called before each call, outside the clock.
 
@@ -134,8 +137,7 @@ def interleave(
         run()
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}
     for turn in range(repeats):
-        names = list(alternatives)
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+        for name in random.Random(turn).sample(list(alternatives), len(alternatives)):
             if before is not None:
                 before()
             started = time.perf_counter()

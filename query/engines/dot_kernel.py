@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 DotRows = Callable[[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]], None]
 
-# Numbers that are worth a compiled loop, 512 MB: one scan takes 20 ms, and NumPy's loop a quarter more.
-COMPILE_FROM = 1 << 27
+# Numbers that are worth a compiled loop, 128 MB: one scan takes 5 to 10 ms, and NumPy's loop up to half as long again.
+COMPILE_FROM = 1 << 25
 
 
 class DotLoop:
