@@ -32,7 +32,7 @@ demo: $(READY)
 	$(BIN)/histoseek demo $(if $(SLIDES),--slides "$(SLIDES)") --out "$(OUT)"
 
 test: $(READY)
-	$(BIN)/pytest -m "not slow and not browser and not gpu"
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow and not browser and not gpu"
 
 test-slow: $(READY)
 	$(BIN)/pytest -m "slow or browser or gpu" --timeout 1800

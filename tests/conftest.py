@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+# Several test processes share the cores: libraries that start a thread per core read this when they are imported.
+if processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

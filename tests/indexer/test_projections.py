@@ -113,6 +113,7 @@ for turn in range(3):
 """
 
 
+@pytest.mark.slow
 def test_two_that_write_at_once_leave_one_whole_map(store: Store) -> None:
     store.lance._db.drop_table("projections")  # as in a store of before: both make it
     command = [sys.executable, "-c", WRITER, store.uri, __file__, "1"]
