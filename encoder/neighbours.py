@@ -151,9 +151,11 @@ def auc(scores: Tensor, positive: Tensor) -> float:
 
 
 def _topk_lowest_row_first(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    values, order = similarity.topk(k, dim=1)
-    # topk promises nothing about equals: rows with a tie across the k-th place are sorted in full.
-    crowded = (similarity >= values[:, -1:]).sum(dim=1) > k
+    values, order = similarity.topk(min(k + 1, similarity.shape[1]), dim=1)
+    # topk promises nothing about equals: rows with a tie across the k-th place are sorted in full. Excluded ones,
+    # at minus infinity, tie as well, and are nobody's neighbours in any order.
+    crowded = (values[:, k - 1] == values[:, -1]) & (values[:, -1] > -torch.inf) & (values.shape[1] > k)
+    values, order = values[:, :k].contiguous(), order[:, :k].contiguous()
     if crowded.any():
         full_values, full_order = similarity[crowded].sort(dim=1, descending=True, stable=True)
         values[crowded], order[crowded] = full_values[:, :k], full_order[:, :k]

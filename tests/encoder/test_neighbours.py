@@ -30,6 +30,22 @@ def test_topk_gives_ties_to_the_lower_row() -> None:
     assert rows.tolist() == [[1, 2]] and distances.tolist() == [[0.0, 0.0]]
 
 
+@pytest.mark.parametrize("k", [1, 3, 7, 40, 45])
+def test_topk_of_many_ties_equals_a_stable_sort(k: int) -> None:
+    generator = torch.Generator().manual_seed(k)
+    # Whole numbers, of which many agree; not unit vectors, which the ranking does not need.
+    base = torch.randint(-1, 2, (40, 3), generator=generator).float()
+    queries = torch.randint(-1, 2, (25, 3), generator=generator).float()
+    own, groups = torch.randint(0, 4, (25,), generator=generator), torch.randint(0, 4, (40,), generator=generator)
+    distances, rows = neighbours.exact_topk(queries, base, k, own, groups)
+    for q in range(25):
+        far = [(float(1 - queries[q] @ base[i]), i) for i in range(40) if groups[i] != own[q]]
+        expected = sorted(far)[:k]
+        lacking = k - len(expected)
+        assert rows[q].tolist() == [i for _, i in expected] + [-1] * lacking
+        assert distances[q].tolist() == [d for d, _ in expected] + [math.inf] * lacking
+
+
 def test_topk_never_meets_its_own_group_and_says_where_rows_are_too_few() -> None:
     base = neighbours.unit(torch.randn(6, 4, generator=torch.Generator().manual_seed(1)))
     groups = torch.tensor([0, 0, 0, 0, 1, 1])
