@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from encoder.errors import QueryError
 from indexer.grid import Grid
 from indexer.store import Store, open_store
-from query.cards import IndexCard
+from query.cards import IndexCard, read_card
 from query.choice import VectorTable, choose
 from query.guard import Limits
 from query.memory import MemoryBudget
@@ -187,7 +187,9 @@ class Cohort:
 
     def card(self, encoder: str | None = None, grid: str | None = None) -> IndexCard | None:
         """The recall card of the store's index; None where `histoseek build` has made none. See `search`."""
-        return self._chosen(encoder, grid)[1].card
+        table = self.choose(encoder, grid)
+        name = self.store.vectors_table_name(table.encoder_id, table.grid_id)
+        return read_card(self.store, name, self.store.table_schema(name).field("vector").type.list_size)
 
     def warm(self, encoder: str | None = None, grid: str | None = None, index: bool = False) -> None:
         """Read the vectors into memory now rather than at the first search.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import unicodedata
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -108,8 +109,7 @@ class TileList:
             by_slide.setdefault(slide_id, []).append(outline)
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-            for slide_id, outlines in by_slide.items():
-                name = slide_id.replace("/", "_").replace("\\", "_")
+            for name, outlines in zip(file_names(by_slide), by_slide.values(), strict=True):
                 archive.writestr(f"{name}.geojson", json.dumps(_gathered(outlines), allow_nan=False))
         return buffer.getvalue()
 
@@ -181,6 +181,26 @@ def json_rows(table: pa.Table) -> list[dict[str, Any]]:
 def decoded(content: bytes | None) -> Image.Image | None:
     """A JPEG as a picture."""
     return None if content is None else Image.open(io.BytesIO(content)).convert("RGB")
+
+
+def file_names(slide_ids: Iterable[str]) -> list[str]:
+    """Names of files for slides, of which no two become one where capitals and small letters are the same."""
+    taken: set[str] = set()
+    names = []
+    for slide_id in slide_ids:
+        plain = slide_id.replace("/", "_").replace("\\", "_")
+        name, number = plain, 1
+        while _folded(name) in taken:
+            number += 1
+            name = f"{plain} ({number})"
+        taken.add(_folded(name))
+        names.append(name)
+    return names
+
+
+def _folded(name: str) -> str:
+    """The same for names that some file system takes for one."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _gathered(outlines: list[dict[str, Any]]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import threading
+import unicodedata
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -39,7 +40,7 @@ from query.collections import (
 from query.facets import facets
 from query.montage import _wrap
 from query.results import Results
-from query.tile_list import TileList
+from query.tile_list import TileList, file_names
 
 
 @pytest.fixture
@@ -290,6 +291,13 @@ def test_hits_and_collections_leave_by_one_path(copied, tmp_path):
         assert len(archive.namelist()) == len(listed.slide_ids)
     with pytest.raises(UsageError, match="does not end in"):
         listed.montage(tmp_path / "sheet.gif")
+
+
+def test_files_of_slides_differ_also_where_capitals_do_not():
+    slides = ["S1", "s1", "a/b", "a_b", "a_b (2)", "caf\u00e9", "CAFE\u0301"]
+    names = file_names(slides)
+    assert names[:4] == ["S1", "s1 (2)", "a_b", "a_b (2)"] and len(names) == len(slides)
+    assert len({unicodedata.normalize("NFC", name).casefold() for name in names}) == len(slides)
 
 
 def test_a_sheet_without_a_query_has_its_words_at_the_top(copied):

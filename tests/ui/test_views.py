@@ -10,6 +10,7 @@ from PIL import Image
 from encoder.errors import QueryError
 from query.queries import ExamplesQuery, PointQuery, RegionQuery, TileQuery, read_picture
 from ui.views.asked import MAX_MARKS, Asked, query_of
+from ui.views.filters import word_for_unknown
 from ui.views.hits import nearness, picture_of, told_columns
 from ui.views.pictures import MAX_UPLOAD_PIXELS
 from ui.views.places import asked_boxes, chosen_boxes, window_around
@@ -112,3 +113,8 @@ def test_where_a_query_is_drawn() -> None:
     assert asked_boxes(Asked("at:s@x,4")) == asked_boxes(Asked("picture:ab")) == []
     assert chosen_boxes("s@10,20", 64) == [Box(10, 20, 64, 64, "chosen")] and chosen_boxes("nothing", 64) == []
     assert window_around("s@100,200", 64) == Window(132, 232, 576)
+
+
+def test_the_word_for_no_value_is_no_value() -> None:
+    assert word_for_unknown(["lung"]) == "(unknown)"
+    assert word_for_unknown(["(unknown)", "lung"]) == "((unknown))"

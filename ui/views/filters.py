@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import ceil, floor, log10
 from typing import Any
 
@@ -85,12 +85,21 @@ def _control(facet: Facet) -> Condition | None:
     if facet.kind == "range":
         return _range(facet, name, key)
     words = {_words(choice.value): choice.value for choice in facet.choices}
-    options = [*words, *([_UNKNOWN] if facet.unknown else [])]
+    unknown = word_for_unknown(words)
+    options = [*words, *([unknown] if facet.unknown else [])]
     wanted = st.multiselect(name, options, placeholder="any", key=key, bind="query-params")
     if not wanted:
         return None
     values = tuple(words[word] for word in wanted if word in words)
-    return Condition(facet.column, values=values, include_unknown=_UNKNOWN in wanted, relation=facet.relation)
+    return Condition(facet.column, values=values, include_unknown=unknown in wanted, relation=facet.relation)
+
+
+def word_for_unknown(words: Collection[str]) -> str:
+    """What stands for slides without a value; a manifest may have written the usual word as a value."""
+    unknown = _UNKNOWN
+    while unknown in words:
+        unknown = f"({unknown})"
+    return unknown
 
 
 def _range(facet: Facet, name: str, key: str) -> Condition | None:
