@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from indexer.grid import tile_key
 from indexer.schema import split_vectors_name, tiles_table_name
 from indexer.store import Store
 from query.engines.contract import Places
@@ -255,6 +256,13 @@ def _extents(store: Store, grid_id: str, slides: int) -> NDArray[np.int32]:
         known = slide_no < slides
         extents[slide_no[known]] = batch["extent_px0"].to_numpy()[known]
     return extents
+
+
+def tile_keys(rows: TileRows, slides: pa.Table, chosen: NDArray[np.int64]) -> tuple[str, ...]:
+    """Text keys of some rows, int64 [m], in their order; `slides` are those that the rows' codes count."""
+    names = slides["slide_id"].to_pylist()
+    places = zip(rows.slide_code[chosen].tolist(), rows.x0[chosen].tolist(), rows.y0[chosen].tolist(), strict=True)
+    return tuple(tile_key(names[code], x0, y0) for code, x0, y0 in places)
 
 
 def slide_codes(slides: pa.Table) -> NDArray[np.int64]:

@@ -19,9 +19,10 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from encoder.errors import QueryError
-from indexer.grid import tile_key
+from indexer.grid import parse_tile_key, tile_key
 from query import open_cohort
 from query.cohort import Cohort
+from query.collections import load_collection
 from query.projection.lasso import inside
 from query.projection.tile_map import TileMap
 from query.projection.window import Window
@@ -236,6 +237,26 @@ def test_a_link_with_a_line_shows_what_is_inside(
         assert plain(f"{names[code]} {count}") in texts(test)
     test.button(key="clear_lasso").click().run()
     assert "lasso" not in test.query_params and "inside" not in texts(test)
+
+
+def test_what_is_inside_becomes_a_collection(
+    monkeypatch: pytest.MonkeyPatch, mapped: tuple[Path, Cohort, TileMap]
+) -> None:
+    path, cohort, tile_map = mapped
+    selection = select(tile_map, half(tile_map, 0.8))
+    rows = np.flatnonzero(inside(tile_map.xy, selection.polygon))
+    test = page(monkeypatch, path, lasso=selection.to_text())
+    assert test.radio(key="save_which").options == [f"The {rows.size} tiles inside the line"]
+    test.text_input(key="save_name").set_value("left half")
+    (save,) = [button for button in test.button if button.label == "Save"]
+    save.click().run()
+    assert not test.exception and [s.value for s in test.success] == [f"Saved {rows.size} tiles as “left half”."]
+    saved = load_collection(cohort, "left half")
+    assert saved.info.grid_id == selection.grid_id
+    own = [parse_tile_key(key) for key in saved.tile_keys]
+    names = tile_map.slides["slide_id"].to_pylist()
+    kept = tile_map.rows
+    assert own == [(names[kept.slide_code[row]], kept.x0[row], kept.y0[row]) for row in rows]
 
 
 def test_a_link_of_another_time_or_hand_opens_all_the_same(

@@ -37,8 +37,8 @@ def show(cohort: Cohort) -> None:
     found = {info.name: info for info in collections(cohort)}
     if not found:
         st.info(
-            "No collections yet. Search for something and press “Save as collection” below the hits: "
-            "it appears here, for everybody who opens this store."
+            "No collections yet. Search for something and press “Save as collection” below the hits, or above the "
+            "map when you have drawn around tiles: it appears here, for everybody who opens this store."
         )
         return
     wanted = st.query_params.get("collection")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import streamlit as st
 
 from encoder.errors import HistoSeekError, QueryError
@@ -39,21 +41,32 @@ def _forget(grid_id: str) -> None:
 
 def keep_row(cohort: Cohort, results: Results) -> None:
     """Offer to save the hits, or the kept ones, as a collection, and to download them."""
-    kept = kept_keys(results.plan.grid_id)
+    grid_id = results.plan.grid_id
+    kept = kept_keys(grid_id)
     if kept:
         with st.container(horizontal=True, vertical_alignment="center"):
             st.markdown(f":material/star: **{len(kept)}** kept for a collection")
-            st.button("Forget them", on_click=_forget, args=(results.plan.grid_id,), type="tertiary")
-    with st.popover("Save as collection", icon=":material/bookmark_add:"):
-        _save_form(cohort, results)
+            st.button("Forget them", on_click=_forget, args=(grid_id,), type="tertiary")
+    save_popover(cohort, grid_id, f"The {len(results)} hits", lambda: tuple(results.table["tile_key"].to_pylist()))
     download_row(results, "hits")
 
 
-def _save_form(cohort: Cohort, results: Results) -> None:
-    kept = kept_keys(results.plan.grid_id)
-    choices = {f"The {len(results)} hits": tuple(results.table["tile_key"].to_pylist())}
+def save_popover(cohort: Cohort, grid_id: str, words: str, keys: Callable[[], tuple[str, ...]]) -> None:
+    """Offer to save tiles of a grid, or the kept ones of it, as a collection.
+
+    Args:
+        words: for the tiles.
+        keys: gives theirs, when they are to be saved.
+    """
+    with st.popover("Save as collection", icon=":material/bookmark_add:"):
+        _save_form(cohort, grid_id, words, keys)
+
+
+def _save_form(cohort: Cohort, grid_id: str, words: str, keys: Callable[[], tuple[str, ...]]) -> None:
+    kept = kept_keys(grid_id)
+    choices = {words: keys}
     if kept:
-        choices = {f"The {_tiles(len(kept))} kept with the star": kept} | choices
+        choices = {f"The {_tiles(len(kept))} kept with the star": lambda: kept} | choices
     with st.form("save", border=False):
         which = st.radio("Which tiles", list(choices), key="save_which")
         name = st.text_input("Name", max_chars=80, key="save_name")
@@ -63,13 +76,13 @@ def _save_form(cohort: Cohort, results: Results) -> None:
     if not sent:
         return
     try:
-        words = _saved(cohort, results.plan.grid_id, name, choices[which], author, there)
+        done = _saved(cohort, grid_id, name, choices[which](), author, there)
     except HistoSeekError as error:
         st.error(plain(error))
     else:
-        if choices[which] == kept:
-            _forget(results.plan.grid_id)
-        st.success(plain(words))
+        if which != words:
+            _forget(grid_id)
+        st.success(plain(done))
 
 
 def _saved(cohort: Cohort, grid_id: str, name: str, keys: tuple[str, ...], author: str, if_there: str) -> str:

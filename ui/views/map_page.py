@@ -20,10 +20,11 @@ from query.projection.tile_map import TileMap
 from query.projection.window import nearest_point, whole_window
 from ui.views.address import go, put
 from ui.views.density_map import Gestures, View, density_map
+from ui.views.keeping import save_popover
 from ui.views.map_shelf import Work, map_shelf
 from ui.views.map_tiles import Chosen, tiles_part, vectors_name
 from ui.views.plain import plain
-from ui.views.selection import Selection, parse_selection, select, selected_tiles
+from ui.views.selection import Selection, parse_selection, select, selected_keys, selected_tiles
 from ui.views.settings import vector_names
 
 _METHODS = {"PCA": "pca", "UMAP": "umap"}
@@ -164,17 +165,21 @@ def _chosen(cohort: Cohort, tile_map: TileMap, selection: Selection | None) -> C
 def _buttons(cohort: Cohort, bar: Any, table: VectorTable, chosen: Chosen | None) -> None:
     if chosen is None:
         return
+    selection, ids = chosen.selection, chosen.ids
     with bar:
         search = st.button(
             "Search only among these",
             icon=":material/filter_alt:",
             type="primary",
             key="search_among",
-            disabled=not len(chosen.ids),
+            disabled=not len(ids),
         )
+        if len(ids):
+            words = f"The {len(ids):,} tile{'s' * (len(ids) > 1)} inside the line"
+            save_popover(cohort, selection.grid_id, words, lambda: selected_keys(cohort, selection, ids))
         st.button("Clear", icon=":material/close:", key="clear_lasso", on_click=put, kwargs={"lasso": None})
     if search:
-        go("search", lasso=chosen.selection.to_text(), vectors=vectors_name(cohort, table))
+        go("search", lasso=selection.to_text(), vectors=vectors_name(cohort, table))
 
 
 # --- the map

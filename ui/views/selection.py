@@ -14,6 +14,7 @@ from query.cohort import Cohort
 from query.projection.lasso import inside, simplified
 from query.projection.models import METHODS
 from query.projection.tile_map import TileMap
+from query.rows import tile_keys
 from ui.views.map_shelf import map_shelf
 
 MOST_CORNERS = 64
@@ -115,3 +116,10 @@ def selected_tiles(cohort: Cohort, selection: Selection) -> NDArray[np.int64]:
         return found
 
     return shelf.remembered(tile_map, selection, find)
+
+
+def selected_keys(cohort: Cohort, selection: Selection, tile_ids: NDArray[np.int64]) -> tuple[str, ...]:
+    """Keys of tiles that `selected_tiles` gave, in their order; those that are gone since are left out."""
+    room = cohort.room(cohort.choose(selection.encoder_id, selection.grid_id))
+    rows = room.rows.row_of(tile_ids)
+    return tile_keys(room.rows, room.slides, rows[rows >= 0])
