@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +16,6 @@ from query.engines.scores import ScoredRanking
 _FETCH_BELOW = 0.02
 _FETCH_ROWS = 4096
 _SCORE_BYTES = 256 << 20
-_AHEAD = 4
 
 
 class StoredVectors(Protocol):
@@ -72,24 +69,15 @@ class StreamingExact:
         scores = np.empty((len(units), len(self._vectors) if rows is None else rows.size), np.float32)
 
         dot = self.loop.get()
-
-        def multiply(block: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+        filled = 0
+        # The store's own threads read on while a block is multiplied: another one here would only take turns with them.
+        for block in blocks:
+            out = scores[:, filled : filled + len(block)]
             if len(units) == 1:
                 dot(block, units[0], out[0])
             else:
                 np.matmul(units, block.T, out=out)
-
-        filled = 0
-        # One block is multiplied while the next is read.
-        with ThreadPoolExecutor(1, thread_name_prefix="multiply") as worker:
-            waiting: deque[Future[None]] = deque()
-            for block in blocks:
-                waiting.append(worker.submit(multiply, block, scores[:, filled : filled + len(block)]))
-                filled += len(block)
-                if len(waiting) > _AHEAD:
-                    waiting.popleft().result()
-            for future in waiting:
-                future.result()
+            filled += len(block)
         return scores
 
     def _fetched(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
