@@ -104,7 +104,7 @@ class Cohort:
 
     def searchable_slides(self, encoder: str | None = None, grid: str | None = None) -> list[str]:
         """Ids of the slides that a search would look at, sorted; see `search` for the arguments and errors."""
-        _, room = self._chosen(encoder, grid)
+        _, room = self._table_and_room(encoder, grid)
         return room.slides["slide_id"].take(pa.array(room.rows.slides_present)).to_pylist()
 
     def choose(self, encoder: str | None = None, grid: str | None = None) -> VectorTable:
@@ -182,7 +182,7 @@ class Cohort:
 
     def probe(self, query: Any, encoder: str | None = None, grid: str | None = None) -> tuple[Room, Probe]:
         """The vectors that a search would look at, and the query as it would compare it; see `search`."""
-        table, room = self._chosen(encoder, grid)
+        table, room = self._table_and_room(encoder, grid)
         return room, resolve(as_query(query), self._sources(table, room))
 
     def card(self, encoder: str | None = None, grid: str | None = None) -> IndexCard | None:
@@ -201,7 +201,7 @@ class Cohort:
         Raises:
             QueryError: they do not fit the memory budget, or no index can be made.
         """
-        _, room = self._chosen(encoder, grid)
+        _, room = self._table_and_room(encoder, grid)
         room.matrix()
         if index and not room.shelf.warm("faiss", wait=True):
             reason = room.shelf.failures.get("faiss", "it was dropped")
@@ -221,7 +221,7 @@ class Cohort:
         Raises:
             QueryError: the filter, a column, or the choice of vectors is wrong.
         """
-        return tile_vectors(self._chosen(encoder, grid)[1], where, columns)
+        return tile_vectors(self._table_and_room(encoder, grid)[1], where, columns)
 
     def sql(self, text: str, limits: Limits | None = None) -> pa.Table:
         """Run one SELECT over `slides`, `tiles`, `tiles_<grid>`, `annotations`, `runs`, `quarantine`, `indexes`.
@@ -313,7 +313,7 @@ class Cohort:
         if not asked:
             self.choose(encoder, grid)
             return []
-        table, room = self._chosen(encoder, grid)
+        table, room = self._table_and_room(encoder, grid)
         clock.lap("load")
         sources = self._sources(table, room)
         probes = [resolve(query, sources) for query in asked]
@@ -352,7 +352,7 @@ class Cohort:
             self._refresh()
             return self._room(table)
 
-    def _chosen(self, encoder: str | None, grid: str | None) -> tuple[VectorTable, Room]:
+    def _table_and_room(self, encoder: str | None, grid: str | None) -> tuple[VectorTable, Room]:
         """The vectors that are meant, and their room: the store is looked at once, which a quick search notices."""
         with self._lock:
             self._refresh()
@@ -360,23 +360,23 @@ class Cohort:
             return table, self._room(table)
 
     def _room(self, table: VectorTable) -> Room:
-        with self._lock:
-            name = self.store.vectors_table_name(table.encoder_id, table.grid_id)
-            (stamp,) = self.store.lance.stamp([name])
-            kept = self._kept.get(table)
-            if kept is not None and (kept.stamp, kept.seen) == (stamp, self._seen):
-                return kept.room
-            promised = promised_rows(self.store, name)
-            if kept is not None and (kept.stamp, kept.promised) == (stamp, promised):
-                room = kept.room.recoded(self._slides)  # other slides or columns, the same vectors
-            else:
-                if kept is not None:
-                    kept.room.close()  # before reading: two versions may not fit
-                    del self._kept[table]
-                rows = load_rows(self.store, table.encoder_id, table.grid_id, self._slides, promised)
-                room = Room(self.store, rows, self._slides, self._budget, self._device)
-            self._kept[table] = _Kept(stamp, self._seen, promised, room)
-            return room
+        """See `room`; for callers that hold the lock and have just looked at the store."""
+        name = self.store.vectors_table_name(table.encoder_id, table.grid_id)
+        (stamp,) = self.store.lance.stamp([name])
+        kept = self._kept.get(table)
+        if kept is not None and (kept.stamp, kept.seen) == (stamp, self._seen):
+            return kept.room
+        promised = promised_rows(self.store, name)
+        if kept is not None and (kept.stamp, kept.promised) == (stamp, promised):
+            room = kept.room.recoded(self._slides)  # other slides or columns, the same vectors
+        else:
+            if kept is not None:
+                kept.room.close()  # before reading: two versions may not fit
+                del self._kept[table]
+            rows = load_rows(self.store, table.encoder_id, table.grid_id, self._slides, promised)
+            room = Room(self.store, rows, self._slides, self._budget, self._device)
+        self._kept[table] = _Kept(stamp, self._seen, promised, room)
+        return room
 
     def _refresh(self) -> None:
         """Read the small tables again where one of them changed; forget all where the store is another one."""
