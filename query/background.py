@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from query.filters import is_unknown
+from query.exclusion import is_unknown
 
 Basis = Literal["patients", "slides", "tiles", "query"]
 

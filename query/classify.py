@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from encoder.errors import QueryError
 from query.choice import VectorTable
 from query.collection_log import PREFIX
-from query.filters import EXCLUDABLE, is_unknown
+from query.exclusion import EXCLUDABLE, is_unknown
 from query.guard import nearest_name
 from query.knn import (
     KnnOutcome,

@@ -16,7 +16,7 @@ from indexer.grid import Grid
 from indexer.store import Store, open_store
 from query.cards import IndexCard, read_card
 from query.choice import VectorTable, choose
-from query.guard import Limits
+from query.database import Limits
 from query.memory import MemoryBudget
 from query.plan import Stopwatch
 from query.queries import ImageQuery, as_query

@@ -23,7 +23,8 @@ from encoder.progress import Reporter, SilentReporter
 from indexer.grid import Grid
 from indexer.schema import TILE_IMAGE_QUALITY
 from query.cohort import Cohort
-from query.filters import RowFilter, is_unknown
+from query.exclusion import is_unknown
+from query.filters import RowFilter
 from query.guard import nearest_name
 from query.output_path import check_output_file, check_output_folder, whole_file, whole_folder
 from query.results import slide_columns

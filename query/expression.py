@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 from encoder.errors import QueryError
-from query.guard import Connection, dicts, nearest_name, parse_statement, short
+from query.guard import nearest_name
+from query.parsing import LOCATIONS, check_statement, dicts, parse_statement, short, write_statements
 from query.sql_functions import ROW_FUNCTIONS, ROW_TYPES
 
 # The parser's classes of an expression that looks at one row only.
@@ -18,8 +18,7 @@ _ROW_CLASSES = frozenset(
     {"BETWEEN", "CASE", "CAST", "COLLATE", "COLUMN_REF", "COMPARISON", "CONJUNCTION"}
     | {"CONSTANT", "FUNCTION", "OPERATOR", "TYPE"}
 )
-_SHARED = "slide_no"  # a column of slides and of tiles, with the same values
-_LOCATIONS = ("query_location", "query_location_length")
+SHARED = "slide_no"  # a column of slides and of tiles, with the same values
 _FIX = "Give one expression such as: organ = 'liver' AND tissue > 0.5"
 
 
@@ -50,11 +49,13 @@ class Expression:
         text: as the user wrote it.
         terms: what AND joins at the top; all of them must be true for a row to match.
         statement: the parser's tree of `SELECT 1 WHERE text`.
+        qualifiers: relations that stand before a column's name, lower case.
     """
 
     text: str
     terms: tuple[Term, ...]
     statement: dict[str, Any]
+    qualifiers: frozenset[str]
 
     @property
     def reads(self) -> frozenset[str]:
@@ -66,11 +67,10 @@ class Expression:
         return [term for term in self.terms if term.reads == frozenset(relations)]
 
 
-def parse_expression(connection: Connection, text: str, columns: Mapping[str, Sequence[str]]) -> Expression:
+def parse_expression(text: str, columns: Mapping[str, Sequence[str]]) -> Expression:
     """Check that `text` is one expression over known columns and take it apart.
 
     Args:
-        connection: parses the text; runs nothing of it.
         text: the expression.
         columns: names of the columns of each relation.
 
@@ -79,9 +79,10 @@ def parse_expression(connection: Connection, text: str, columns: Mapping[str, Se
             function or type that is not among the allowed ones, an unknown column, or one that two relations
             have.
     """
-    statement = _bare_where(connection, text)
+    statement = _bare_where(text)
     known = {relation: {name.lower() for name in names} for relation, names in columns.items()}
-    terms = []
+    terms: list[Term] = []
+    qualifiers: set[str] = set()
     for tree in _conjuncts(statement["node"]["where_clause"]):
         read = set()
         for item in _expressions(tree):
@@ -91,8 +92,9 @@ def parse_expression(connection: Connection, text: str, columns: Mapping[str, Se
             _check_item(item)
             if item["class"] == "COLUMN_REF":
                 read.add(_column(item["column_names"], known, columns, text))
+                qualifiers.update(part.lower() for part in item["column_names"][:-1])
         terms.append(Term(tree, frozenset(read)))
-    return Expression(text, tuple(terms), statement)
+    return Expression(text, tuple(terms), statement, frozenset(qualifiers))
 
 
 def renamed(term: Term, names: Mapping[tuple[str, str], str]) -> Term:
@@ -111,11 +113,10 @@ def renamed(term: Term, names: Mapping[tuple[str, str], str]) -> Term:
     return Term(tree, term.columns)
 
 
-def texts_of(connection: Connection, expression: Expression, groups: Sequence[Sequence[Term]]) -> list[str] | None:
+def texts_of(expression: Expression, groups: Sequence[Sequence[Term]]) -> list[str] | None:
     """Write each group of terms, joined by AND, as SQL again.
 
     Args:
-        connection: writes and parses; runs nothing.
         expression: where the terms are from.
         groups: terms of each text, at least one.
 
@@ -124,23 +125,18 @@ def texts_of(connection: Connection, expression: Expression, groups: Sequence[Se
     """
     trees = []
     for group in groups:
-        joined = {"class": "CONJUNCTION", "type": "CONJUNCTION_AND", "alias": "", **dict.fromkeys(_LOCATIONS, 0)}
+        joined = {"class": "CONJUNCTION", "type": "CONJUNCTION_AND", "alias": "", **dict.fromkeys(LOCATIONS, 0)}
         trees.append(group[0].tree if len(group) == 1 else joined | {"children": [term.tree for term in group]})
-    statements = [{"error": False, "statements": [_with_where(expression.statement, tree)]} for tree in trees]
-    texts = _each(connection, "json_deserialize_sql", [json.dumps(statement) for statement in statements])
-    for tree, answer in zip(trees, _each(connection, "json_serialize_sql", texts), strict=True):
-        read = json.loads(answer)
-        if read["error"] or _unplaced(read["statements"][0]["node"]["where_clause"]) != _unplaced(tree):
-            return None
-    return [text.removeprefix("SELECT 1 WHERE ") for text in texts]
+    texts = write_statements([_with_where(expression.statement, tree) for tree in trees])
+    return None if texts is None else [text.removeprefix("SELECT 1 WHERE ") for text in texts]
 
 
-def _bare_where(connection: Connection, text: str) -> dict[str, Any]:
+def _bare_where(text: str) -> dict[str, Any]:
     if not text.strip():
         raise QueryError("where is empty.", "Leave it out to search every tile.")
     # Parsed once as it stands, where nothing may follow it, and once in the brackets it will be run in.
-    statement = parse_statement(connection, f"SELECT 1 WHERE {text}", "where", _FIX)
-    parse_statement(connection, f"SELECT 1 WHERE ({text}\n)", "where", _FIX, tree=False)
+    statement = parse_statement(f"SELECT 1 WHERE {text}", "where", _FIX)
+    check_statement(f"SELECT 1 WHERE ({text}\n)", "where", _FIX)
     node = statement["node"]
     bare = (
         node.get("type") == "SELECT_NODE"
@@ -174,7 +170,7 @@ def _column(
         holders = [relation for relation, names in known.items() if name in names]
         if len(holders) == 1:
             return holders[0], name
-        if holders and name == _SHARED:
+        if holders and name == SHARED:
             return "", name
         if holders:
             choice = " or ".join(f"{relation}.{path[0]}" for relation in holders)
@@ -199,15 +195,3 @@ def _check_item(item: dict[str, Any]) -> None:
 
 def _with_where(statement: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
     return statement | {"node": statement["node"] | {"where_clause": tree}}
-
-
-def _each(connection: Connection, function: str, texts: list[str]) -> list[str]:
-    rows = connection.execute(f"SELECT {function}(item) FROM unnest(?::VARCHAR[]) AS list(item)", [texts]).fetchall()
-    return [row[0] for row in rows]
-
-
-def _unplaced(tree: Any) -> Any:
-    """A tree without the places in the text."""
-    if isinstance(tree, dict):
-        return {key: _unplaced(value) for key, value in tree.items() if key not in _LOCATIONS}
-    return [_unplaced(item) for item in tree] if isinstance(tree, list) else tree

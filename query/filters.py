@@ -1,12 +1,12 @@
-"""Which rows a search may return: `where` by DuckDB over slide and tile columns, `exclude` by group."""
+"""Which rows `where` lets through: its terms by DuckDB over slide and tile columns."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection
-from contextlib import AbstractContextManager, closing
-from functools import cached_property
+from collections.abc import Callable, Collection, Iterator
+from contextlib import closing, contextmanager
+from functools import cached_property, partial
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -14,12 +14,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from encoder.errors import QueryError
-from query.expression import Expression, Term, parse_expression, renamed, texts_of
-from query.guard import LimitError, Limits, limited, shared_cursor
+from query.comparisons import compared_columns
+from query.database import Connection, Database, LimitError, Limits, out_of_time, run, shared_database, told
+from query.expression import SHARED, Expression, Term, parse_expression, renamed, texts_of
 
-EXCLUDABLE = {"slide": "slide_id", "patient": "patient_id", "site": "site_id"}
 _MASKS, _ANSWERS = 8, 256  # remembered: a bool per tile is much, one per slide is little
 _FEW = 4  # one row in so many: picking them costs less than looking at all
+# Up to so many tiles one statement that looks at all of them is over sooner than several that look at a part.
+_SMALL = 1 << 15
+_SMALL_TABLE = "tiles_and_slides"
 
 V = TypeVar("V")
 
@@ -31,18 +34,34 @@ class RowFilter:
     tile columns on the tiles that are left, those over both on tiles that look up their slide. DuckDB may fail
     on a row that another term would have kept from it, so what fails this way is asked again as a whole.
 
+    Of few tiles DuckDB keeps a table of its own in which each has its slide's columns beside it: a statement
+    costs more than its rows there, so one answers for all terms.
+
     Args:
         slides: the cohort's slides, sorted by id.
         tiles: tile columns that an expression may name, `slide_no` among them.
         slide_code: row of each tile's slide in `slides`, [N]; -1 for a tile without one, which never matches.
         limits: what one expression may use.
+        small: most tiles that count as few.
     """
 
     def __init__(
-        self, slides: pa.Table, tiles: pa.Table, slide_code: NDArray[np.integer], limits: Limits | None = None
+        self,
+        slides: pa.Table,
+        tiles: pa.Table,
+        slide_code: NDArray[np.integer],
+        limits: Limits | None = None,
+        small: int = _SMALL,
     ) -> None:
         self._slides, self._tiles, self._slide_code = slides, tiles, slide_code
         self._limits = limits or Limits()
+        self._small = 0 < len(slide_code) <= small
+        if self._small:
+            # DuckDB shares out more rows than these among threads, and starts sooner where it has one.
+            lay_out = partial(_lay_out_small, slides=slides, tiles=tiles, slide_code=slide_code)
+            self._database = Database(self._limits, 1, lay_out)
+        else:
+            self._database = shared_database(self._limits)
         self._columns = {"slides": slides.column_names, "tiles": tiles.column_names}
         self._parsed: _Remembered[Expression] = _Remembered(_ANSWERS)
         self._answers: _Remembered[NDArray[np.bool_]] = _Remembered(_ANSWERS)
@@ -64,8 +83,19 @@ class RowFilter:
         Raises:
             QueryError: as for `mask`.
         """
-        with closing(_Request(where, self._limits)) as request:
-            return self._slides_that(request, where) if "tiles" not in self._parse(request).reads else None
+        with closing(_Request(where, self._limits, self._database.connect())) as request:
+            return self._slides_that(request, where) if "tiles" not in self._parse(where).reads else None
+
+    def _is_plain(self, where: str) -> bool:
+        """Whether an expression may run unparsed: it compares columns that are known, and does nothing else."""
+        compared = compared_columns(where)
+        return compared is not None and compared <= self._unambiguous
+
+    @cached_property
+    def _unambiguous(self) -> frozenset[str]:
+        """Lower-case names that mean one thing without a relation before them."""
+        slides, tiles = ({name.lower() for name in names} for names in self._columns.values())
+        return frozenset((slides ^ tiles) | {SHARED})
 
     @cached_property
     def _homeless(self) -> NDArray[np.bool_] | None:
@@ -83,27 +113,32 @@ class RowFilter:
         edges = np.concatenate([[0], starts, [len(self._slide_code)]])
         return self._slide_code[edges[:-1]], np.diff(edges)
 
-    def _parse(self, request: _Request) -> Expression:
-        known = self._parsed.get(request.where)
+    def _parse(self, where: str) -> Expression:
+        known = self._parsed.get(where)
         if known is not None:
             return known
-        return self._parsed.keep(request.where, parse_expression(request.connection, request.where, self._columns))
+        return self._parsed.keep(where, parse_expression(where, self._columns))
 
     def _resolve(self, where: str) -> NDArray[np.bool_]:
-        with closing(_Request(where, self._limits)) as request:
-            expression = self._parse(request)
-            if "tiles" not in expression.reads:
-                return self._of_slides(self._slides_that(request, where))
-            try:
-                mask = self._in_turn(request, expression)
-            except (LimitError, _NotBooleanError):
-                raise
-            except QueryError:
-                mask = None
+        with closing(_Request(where, self._limits, self._database.connect())) as request:
+            mask = request.unless_refused(self._at_once) if self._small and self._is_plain(where) else None
+            if mask is None:
+                expression = self._parse(where)
+                if self._small and "slides" not in expression.qualifiers:
+                    mask = request.unless_refused(self._at_once)
+            if mask is None:
+                mask = request.unless_refused(lambda _: self._in_turn(request, expression))
             return self._as_a_whole(request) if mask is None else mask
+
+    def _at_once(self, request: _Request) -> NDArray[np.bool_]:
+        """Resolve all terms on the table of few tiles, bool [N]."""
+        mask = request.truth(f"({request.where}\n)", f"{_SMALL_TABLE} AS tiles")
+        return mask if self._homeless is None else mask & ~self._homeless
 
     def _in_turn(self, request: _Request, expression: Expression) -> NDArray[np.bool_] | None:
         """Resolve the terms by what they read, bool [N]; None where they cannot be told apart."""
+        if "tiles" not in expression.reads:
+            return self._of_slides(self._slides_that(request, expression.text))
         slides = expression.reading() + expression.reading("slides")
         tiles, mixed = expression.reading("tiles"), expression.reading("slides", "tiles")
         names = {column: f"c{n}" for n, column in enumerate(sorted(_columns_of(mixed)))}
@@ -112,7 +147,7 @@ class RowFilter:
         if list(groups) == ["tiles"]:
             texts = {"tiles": f"({expression.text}\n)"}
         else:
-            written = texts_of(request.connection, expression, list(groups.values()))
+            written = texts_of(expression, list(groups.values()))
             if written is None:
                 return None
             # What AND joins is taken for true or false, whatever its type; also where it stands alone here.
@@ -137,7 +172,8 @@ class RowFilter:
             self._tile_column(name, rows) if relation != "slides" else self._slide_column(name, rows)
             for relation, name in names
         ]
-        answer = request.truth(text, "tiles", pa.table(columns, list(names.values())))
+        request.connection.register("tiles", pa.table(columns, list(names.values())))
+        answer = request.truth(text, "tiles")
         if rows is None:
             mask &= answer
         else:
@@ -165,7 +201,8 @@ class RowFilter:
         if known is not None:
             return known
         try:
-            answer = request.truth(f"({text}\n)", "slides", self._slides)
+            request.connection.register("slides", self._slides)
+            answer = request.truth(f"({text}\n)", "slides")
         except (LimitError, _NotBooleanError):
             raise
         except QueryError:
@@ -200,27 +237,36 @@ class _Request:
 
     Args:
         where: the user's expression, named in errors.
-        limits: what all statements together may use.
+        limits: of each statement; when their time is over, no more is begun.
+        connection: closed with the request, and with it what is registered there.
     """
 
-    def __init__(self, where: str, limits: Limits) -> None:
-        self.where, self.connection = where, shared_cursor(limits)
+    def __init__(self, where: str, limits: Limits, connection: Connection) -> None:
+        self.where, self.connection = where, connection
         self._limits, self._started = limits, time.monotonic()
 
     def close(self) -> None:
         """Let go of the connection and of what is registered in it."""
         self.connection.close()
 
-    def truth(self, text: str, name: str, relation: pa.Table) -> NDArray[np.bool_]:
+    def unless_refused(self, way: Callable[[_Request], NDArray[np.bool_] | None]) -> NDArray[np.bool_] | None:
+        """What a way of resolving gives; None where DuckDB refuses it, which says nothing of other ways."""
+        try:
+            return way(self)
+        except (LimitError, _NotBooleanError):
+            raise
+        except QueryError:
+            return None
+
+    def truth(self, text: str, relation: str) -> NDArray[np.bool_]:
         """Whether a text is true for each row of a relation, bool [rows]; every row is looked at.
 
         Raises:
             QueryError: it is not true or false, or DuckDB refuses it.
         """
         with self._limited():
-            self.connection.register(name, relation)
             # In the order of the rows: without a join DuckDB keeps it. Bound once, unlike by `sql`.
-            asked = self.connection.execute(f"SELECT {text} AS matches FROM {name}")
+            asked = run(self.connection, f"SELECT {text} AS matches FROM {relation}")
             self._check_type("" if asked.description is None else str(asked.description[0][1]))
             answer = asked.fetchnumpy()["matches"]
             asked.complete()
@@ -243,8 +289,12 @@ class _Request:
             mask[self.connection.sql(f"SELECT {row} FROM {source} WHERE ({text}\n)").fetchnumpy()[row]] = True
         return mask
 
-    def _limited(self) -> AbstractContextManager[None]:
-        return limited(self.connection, self._limits, "where", time.monotonic() - self._started)
+    @contextmanager
+    def _limited(self) -> Iterator[None]:
+        if time.monotonic() - self._started > self._limits.seconds:
+            raise out_of_time(self._limits, "where")
+        with told(self._limits, "where"):
+            yield
 
     def _check_type(self, kind: str) -> None:
         if kind != "BOOLEAN":
@@ -279,6 +329,21 @@ class _Remembered(Generic[V]):
             return value
 
 
+def _lay_out_small(connection: Connection, slides: pa.Table, tiles: pa.Table, slide_code: NDArray[np.integer]) -> None:
+    """Put the table of few tiles into a database: their columns, and those of their slides that have other names."""
+    taken = {name.lower() for name in tiles.column_names}
+    columns = dict(zip(tiles.column_names, tiles.columns, strict=True))
+    codes = pa.array(slide_code, pa.int32(), mask=slide_code < 0)
+    for name, column in zip(slides.column_names, slides.columns, strict=True):
+        if name.lower() not in taken:
+            # A column of nothing would become one of numbers; text can be compared with anything.
+            values = column.cast(pa.string()) if pa.types.is_null(column.type) else column
+            columns[name] = values.combine_chunks().take(codes)
+    connection.register("given", pa.table(columns))
+    connection.execute(f"CREATE TABLE {_SMALL_TABLE} AS SELECT * FROM given")
+    connection.unregister("given")
+
+
 def _columns_of(terms: list[Term]) -> set[tuple[str, str]]:
     return set().union(*(term.columns for term in terms))
 
@@ -298,49 +363,3 @@ def _new_name(name: str, taken: Collection[str]) -> str:
     while name in lower:
         name = f"{name}_"
     return name
-
-
-def check_exclude(exclude: Collection[str]) -> tuple[str, ...]:
-    """Check the names of what to exclude.
-
-    Raises:
-        QueryError: one is unknown.
-    """
-    names = (exclude,) if isinstance(exclude, str) else tuple(dict.fromkeys(exclude))
-    for name in names:
-        if name not in EXCLUDABLE:
-            raise QueryError(f"exclude does not know {name!r}.", f"Choose from: {', '.join(EXCLUDABLE)}.")
-    return names
-
-
-def excluded_slides(exclude: Collection[str], code: int | None, slides: pa.Table) -> NDArray[np.bool_]:
-    """True for the slides that share a slide, patient or site with the query, bool [slides].
-
-    A slide whose patient or site is unknown counts as one of its own.
-
-    Args:
-        exclude: of `slide`, `patient`, `site`.
-        code: the query's slide as its row in `slides`; None where it has none.
-
-    Raises:
-        QueryError: something is to be excluded and the query has no slide.
-    """
-    out = np.zeros(slides.num_rows, np.bool_)
-    if not exclude:
-        return out
-    if code is None:
-        raise QueryError(
-            f"exclude {', '.join(exclude)}: the query is a picture or vector and has no slide.",
-            "Leave exclude out, or ask by a tile or a point of a slide.",
-        )
-    out[code] = True
-    for name in exclude:
-        values = np.asarray(slides[EXCLUDABLE[name]].to_pylist(), dtype=object)
-        if not is_unknown(values[code]):
-            out |= values == values[code]
-    return out
-
-
-def is_unknown(value: object) -> bool:
-    """Whether a manifest's cell says nothing."""
-    return value is None or value == "" or value != value

@@ -8,7 +8,7 @@ from time import perf_counter
 
 import pyarrow as pa
 
-from query.filters import EXCLUDABLE, is_unknown
+from query.exclusion import EXCLUDABLE, is_unknown
 
 
 @dataclass(frozen=True)

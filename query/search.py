@@ -13,7 +13,7 @@ from encoder.errors import QueryError
 from query.background import NOTHING_CLOSE_PERCENT, Background, patient_codes
 from query.engines.contract import Ask, Hits, Ranking
 from query.engines.nearest_of import NearestOf
-from query.filters import check_exclude, excluded_slides
+from query.exclusion import check_exclude, excluded_slides
 from query.plan import Plan, Stopwatch, shortage_note, unknown_notes
 from query.planner import Choice, choose_engine
 from query.resolve import Probe

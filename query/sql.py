@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 from encoder.errors import QueryError
 from indexer.schema import split_vectors_name, tiles_table_name
 from indexer.store import Store
-from query.guard import Connection, Limits, check_select, fetch, locked_connection
+from query.database import Connection, Limits, fetch, locked_connection
+from query.guard import check_select
 
 
 def run_sql(store: Store, slides: pa.Table, text: str, limits: Limits) -> pa.Table:
@@ -26,7 +27,7 @@ def run_sql(store: Store, slides: pa.Table, text: str, limits: Limits) -> pa.Tab
     relations, tiles = _relations(store, slides), _tile_relations(store)
     connection = locked_connection(limits)
     try:
-        named = check_select(connection, text)
+        named = check_select(text)
         known = f"Relations are: {', '.join([*relations, *tiles])}."
         hidden = named & {inner.lower() for name in tiles for inner in _inner(name)}
         if hidden:

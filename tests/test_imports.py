@@ -28,7 +28,7 @@ OWNERS = {
         "indexer/compaction.py",
     },
     "faiss": {"query/engines/faiss_ivf.py"},
-    "duckdb": {"query/filters.py", "query/guard.py", "query/sql.py"},
+    "duckdb": {"query/database.py", "query/parsing.py"},
     "streamlit": {
         *(path.relative_to(ROOT).as_posix() for path in (ROOT / "ui" / "views").glob("*.py")),
         "ui/server/serve.py",

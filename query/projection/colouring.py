@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from encoder.errors import QueryError
 from indexer.schema import RESERVED_SLIDE_COLUMNS
 from indexer.store import Store
-from query.filters import is_unknown
+from query.exclusion import is_unknown
 from query.guard import nearest_name
 from query.projection.palette import CATEGORIES, MISSING, OTHERS, hex_of
 from query.projection.tile_map import TileMap

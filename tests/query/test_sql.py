@@ -9,7 +9,7 @@ import pytest
 
 from encoder.errors import QueryError
 from indexer import schema
-from query.guard import Limits
+from query.database import Limits
 from query.sql import run_sql
 
 

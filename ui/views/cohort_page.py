@@ -9,7 +9,7 @@ import streamlit as st
 
 from encoder.errors import HistoSeekError
 from query.cohort import Cohort
-from query.guard import Limits
+from query.database import Limits
 from ui.views.plain import plain
 
 _SQL = "SELECT status, count(*) AS slides FROM slides GROUP BY status ORDER BY slides DESC"
