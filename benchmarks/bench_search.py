@@ -35,6 +35,7 @@ from query.engines.contract import Ask, Engine
 from query.engines.faiss_ivf import load_faiss
 from query.engines.resident import ResidentExact
 from query.engines.streaming import StreamingExact
+from query.planner import HALF_ROWS, choose_engine
 from query.recall import cheapest, held_out, mean_recall
 from query.room import Room
 
@@ -119,7 +120,8 @@ def exact_rows(room: Room, name: str, queries: Iterator[Any], repeats: int) -> l
         Row(f"{name}: half the rows allowed", ms["half"], "ms"),
         Row(f"{name}: a query in a batch of 32", ms["batch"] / 32, "ms"),
     ]
-    if room.shelf.warm("half", wait=True):
+    # Searches use half precision from so many rows on.
+    if len(rows) >= HALF_ROWS and room.shelf.warm("half", wait=True):
         half = room.shelf.get("half")
         times = interleave(
             {"half": lambda: best(half, next(queries)), "pass": lambda: whole.sum()}, 3 * repeats, settle
@@ -252,11 +254,16 @@ def filter_rows(cohort: Cohort, room: Room, name: str, own: NDArray[np.int64], r
 def planner_rows(cohort: Cohort, room: Room, name: str, own: NDArray[np.int64], repeats: int) -> list[Row]:
     """What a search costs beside its engine: freshness, planning, percentiles, rows of the answer."""
     matrix = room.matrix()
-    resident = ResidentExact(matrix, room.rows.places)
     asked, searched = iter(np.tile(own, 40)), iter(np.tile(own, 40))
+
+    def bare() -> None:
+        # The engine that the search will choose: half precision, where this processor has it.
+        engine = room.engine(choose_engine(room.situation(K, len(room.rows), 1.0)))
+        best(engine, matrix[next(asked)])
+
     times = interleave(
         {
-            "engine": lambda: best(resident, matrix[next(asked)]),
+            "engine": bare,
             "search": lambda: cohort.search(matrix[next(searched)], k=K, target_recall=1.0),
         },
         6 * repeats,
