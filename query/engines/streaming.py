@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from query.engines.contract import Ask, Places, Ranking
 from query.engines.dot_kernel import DotLoop
+from query.engines.kept_rows import KeptRows
 from query.engines.scores import ScoredRanking
 
 # Measured: a row that is fetched by its number costs as much as some 50 rows read in order.
@@ -57,17 +58,26 @@ class StreamingExact:
         group = max(1, _SCORE_BYTES // max(1, 4 * (count if rows is None else matching)))
         for start in range(0, len(asks), group):
             part = asks[start : start + group]
-            scored = self._scores(units[start : start + group], rows)
-            for ask, scores in zip(part, scored, strict=True):
-                if allowed is not None and rows is None:
-                    np.putmask(scores, ~allowed, -np.inf)
-                yield ScoredRanking(ask, scores, rows, self._vectors.take, self._places, self._slack)
+            if rows is None:
+                kept = [KeptRows(self._vectors.take, self._vectors.dim) for _ in part]
+                scored = self._scores(units[start : start + group], self._vectors.blocks(), count, allowed, kept)
+                takes = [near.take for near in kept]
+            else:
+                scored = self._scores(units[start : start + group], self._fetched(rows), rows.size)
+                takes = [self._vectors.take for _ in part]
+            for ask, scores, take in zip(part, scored, takes, strict=True):
+                yield ScoredRanking(ask, scores, rows, take, self._places, self._slack)
 
-    def _scores(self, units: NDArray[np.float32], rows: NDArray[np.int64] | None) -> NDArray[np.float32]:
-        """Dot products [B, n] of queries [B, dim] with all rows or with `rows`."""
-        blocks = self._vectors.blocks() if rows is None else self._fetched(rows)
-        scores = np.empty((len(units), len(self._vectors) if rows is None else rows.size), np.float32)
-
+    def _scores(
+        self,
+        units: NDArray[np.float32],
+        blocks: Iterator[NDArray[np.float32]],
+        count: int,
+        allowed: NDArray[np.bool_] | None = None,
+        kept: Sequence[KeptRows] = (),
+    ) -> NDArray[np.float32]:
+        """Dot products [B, n] of queries [B, dim] with the `count` rows of blocks; -inf where they are not allowed."""
+        scores = np.empty((len(units), count), np.float32)
         dot = self.loop.get()
         filled = 0
         # The store's own threads read on while a block is multiplied: another one here would only take turns with them.
@@ -77,6 +87,10 @@ class StreamingExact:
                 dot(block, units[0], out[0])
             else:
                 np.matmul(units, block.T, out=out)
+            if allowed is not None:
+                out[:, ~allowed[filled : filled + len(block)]] = -np.inf
+            for near, found in zip(kept, out, strict=False):
+                near.see(filled, found, block)
             filled += len(block)
         return scores
 
