@@ -46,6 +46,7 @@ FILTERS = {
     "10 %": "tissue < 0.1 + {e}",
     "1 %": "tissue < 0.01 + {e}",
     "0.1 %": "tissue < 0.001 + {e}",
+    "1 %, not comparisons alone": "abs(tissue) < 0.01 + {e}",
     "0.01 %": "tissue < 0.0005 + {e} AND slide_no % 10 = 0",
 }
 

@@ -22,7 +22,7 @@ _MASKS, _ANSWERS = 8, 256  # remembered: a bool per tile is much, one per slide 
 _FEW = 4  # one row in so many: picking them costs less than looking at all
 # Up to so many tiles one statement that looks at all of them is over sooner than several that look at a part.
 _SMALL = 1 << 15
-_SMALL_TABLE = "tiles_and_slides"
+_SMALL_TABLE, _SMALL_BYTES = "tiles_and_slides", 64 << 20  # a slide's texts are there once per tile
 
 V = TypeVar("V")
 
@@ -55,7 +55,8 @@ class RowFilter:
     ) -> None:
         self._slides, self._tiles, self._slide_code = slides, tiles, slide_code
         self._limits = limits or Limits()
-        self._small = 0 < len(slide_code) <= small
+        bytes_per_tile = slides.nbytes / max(1, slides.num_rows)
+        self._small = 0 < len(slide_code) <= small and len(slide_code) * bytes_per_tile <= _SMALL_BYTES
         if self._small:
             # DuckDB shares out more rows than these among threads, and starts sooner where it has one.
             lay_out = partial(_lay_out_small, slides=slides, tiles=tiles, slide_code=slide_code)

@@ -285,6 +285,14 @@ def test_comparisons_of_few_tiles_are_not_parsed(monkeypatch):
     assert rows.mask("organ = 'liver' AND x0 % 7 < 5 AND y0 IS NOT NULL AND \"Größe, cm\" >= 0.1").any()
 
 
+def test_long_texts_of_slides_are_not_repeated_for_each_tile(monkeypatch):
+    monkeypatch.setattr(filters, "_lay_out_small", lambda *_, **__: pytest.fail("laid out"))
+    _, slides, tiles = make(2000)
+    reports = slides.append_column("report", pa.array([f"{n}" * 40_000 for n in range(SLIDES)]))
+    code = np.full(2000, 3, np.int32)
+    assert RowFilter(reports, tiles, code).mask("report LIKE '3%' AND x0 >= 0").all()
+
+
 def test_an_error_in_a_term_is_told_even_where_no_slide_matches():
     rows, _, _ = make()
     with pytest.raises(QueryError, match="where"):
