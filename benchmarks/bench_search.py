@@ -131,8 +131,10 @@ def exact_rows(room: Room, name: str, queries: Iterator[Any], repeats: int) -> l
     streaming = StreamingExact(room.vectors, rows.places)
     compile_scan(streaming, queries)
 
+    dataset = lancedb.connect(room.store.uri).open_table(room.table).to_lance()
+
     def bare() -> None:
-        for _ in room.store.scan(room.table, ["vector"], batch_rows=4096, version=rows.version):
+        for _ in dataset.scanner(columns=["vector"], batch_size=4096).to_batches():
             pass
 
     times = interleave({"streaming": lambda: best(streaming, next(queries)), "pass": bare}, 2 * repeats, settle)

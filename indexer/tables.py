@@ -20,6 +20,10 @@ from indexer.table_files import count_versions, folder_bytes, table_folder
 
 __all__ = ["Tables", "is_local", "local_folder_state", "plain_path", "sql_in", "sql_text"]
 
+# How far a scan of a local table reads ahead. Measured: with Lance's own settings, made for stores far away, it takes a
+# tenth more time, a fifth where the table is compacted, and whoever uses the rows has less of the cores.
+_LOCAL_AHEAD = {"fragment_readahead": 8, "batch_readahead": 4, "io_buffer_size": 64 << 20}
+
 
 class Tables(Connection):
     """Named LanceDB tables at one place; every read sees the latest version unless it names another.
@@ -102,7 +106,8 @@ class Tables(Connection):
         with self._reading(name, version):
             wanted = None if columns is None else list(columns)
             dataset = self._pinned.dataset(name, version)
-            scanner = dataset.scanner(columns=wanted, filter=where, batch_size=batch_rows, scan_in_order=True)
+            ahead = _LOCAL_AHEAD if is_local(self.uri) else {}
+            scanner = dataset.scanner(columns=wanted, filter=where, batch_size=batch_rows, scan_in_order=True, **ahead)
             yield from scanner.to_batches()
 
     def take(
