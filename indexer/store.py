@@ -63,12 +63,14 @@ class Store:
         where: str | None = None,
         batch_rows: int = 8192,
         version: int | None = None,
+        between: tuple[int, int] | None = None,
     ) -> Iterator[pa.RecordBatch]:
         """Stream rows of a table, at most `batch_rows` at a time, in the order of their commits.
 
-        With a `version` they are those of that version, and always in the same order.
+        With a `version` they are those of that version, and always in the same order; then `between` names the
+        position of the first of them and the one after the last.
         """
-        return self.lance.scan(name, columns, where, batch_rows, version)
+        return self.lance.scan(name, columns, where, batch_rows, version, between)
 
     def read(self, name: str, columns: Sequence[str] | None = None, where: str | None = None) -> pa.Table:
         """Read rows of a table in the order of their commits."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ from indexer.grid import tile_key
 from indexer.schema import split_vectors_name, tiles_table_name
 from indexer.store import Store
 from query.engines.contract import Places
+from query.engines.side_by_side import parts_at_a_time, side_by_side
 
 _BATCH_ROWS = 4096
+_PART_ROWS = 8 * _BATCH_ROWS  # a shorter part is read before its thread is well under way
 _KEY_BATCH_ROWS = 1 << 18
 _BLOBS = frozenset({"thumb", "image"})
 
@@ -115,7 +118,7 @@ class TableVectors:
     def __init__(self, store: Store, rows: TileRows) -> None:
         self._store, self._version = store, rows.version
         self._name = store.vectors_table_name(rows.encoder_id, rows.grid_id)
-        self._positions, self._count = rows.positions, len(rows)
+        self._positions, self._count, self._table_rows = rows.positions, len(rows), rows.table_rows
         self.dim = rows.dim
 
     def __len__(self) -> int:
@@ -127,15 +130,35 @@ class TableVectors:
         Raises:
             StoreError: the version is gone.
         """
-        start = 0
-        for batch in self._store.scan(self._name, ["vector"], batch_rows=_BATCH_ROWS, version=self._version):
+        for part in self.parts(1):
+            for _, block in part:
+                yield block
+
+    def parts(self, most: int) -> list[Iterator[tuple[int, NDArray[np.float32]]]]:
+        """All vectors in at most `most` parts of the table, which threads may read side by side.
+
+        Returns:
+            Parts that give, a few thousand rows at a time, the number of the first and their vectors [m, dim],
+            read-only.
+
+        Raises:
+            StoreError: the version is gone.
+        """
+        count = max(1, min(most, self._table_rows // _PART_ROWS))
+        cuts = [self._table_rows * part // count for part in range(count + 1)]
+        return [self._part(*ends, whole=count == 1) for ends in pairwise(cuts)]
+
+    def _part(self, start: int, end: int, whole: bool) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        between = None if whole else (start, end)
+        for batch in self._store.scan(self._name, ["vector"], None, _BATCH_ROWS, self._version, between):
             block = _matrix_of(batch["vector"], self.dim)
+            first, start = start, start + len(block)
             if self._positions is not None:
-                low, high = np.searchsorted(self._positions, (start, start + len(block)))
-                start += len(block)
+                low, high = np.searchsorted(self._positions, (first, start))
                 if high - low < len(block):
-                    block = block[self._positions[low:high] - (start - len(block))]
-            yield block
+                    block = block[self._positions[low:high] - first]
+                first = int(low)
+            yield first, block
 
     def take(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Vectors of some rows, in their order [m, dim].
@@ -159,10 +182,12 @@ class TableVectors:
             StoreError: the version is gone.
         """
         matrix = np.empty((self._count, self.dim), np.float32)
-        filled = 0
-        for block in self.blocks():
-            matrix[filled : filled + len(block)] = block
-            filled += len(block)
+
+        def copy(part: Iterator[tuple[int, NDArray[np.float32]]]) -> None:
+            for first, block in part:
+                matrix[first : first + len(block)] = block
+
+        side_by_side(copy, self.parts(parts_at_a_time()))
         matrix.flags.writeable = False
         return matrix
 
@@ -245,7 +270,9 @@ def finished_tiles(store: Store, grid_id: str) -> pa.Table:
 
 def _matrix_of(vectors: pa.FixedSizeListArray, dim: int) -> NDArray[np.float32]:
     """A view of Arrow's vectors, float32 [m, dim], read-only."""
-    return vectors.flatten().to_numpy(zero_copy_only=True).reshape(-1, dim)
+    # Arrow's `flatten` gives the same, four times slower.
+    first = vectors.offset
+    return vectors.values.to_numpy(zero_copy_only=True).reshape(-1, dim)[first : first + len(vectors)]
 
 
 def _extents(store: Store, grid_id: str, slides: int) -> NDArray[np.int32]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from query.engines.contract import Ask, Places, Ranking
 from query.engines.dot_kernel import DotLoop
 from query.engines.scores import ScoredRanking
+from query.engines.side_by_side import cores
 
 # Shares of the rows below which gathering the allowed ones costs less than scanning all in order.
 _GATHER_BELOW = 0.15
@@ -34,8 +34,7 @@ class ResidentExact:
 
     def __init__(self, matrix: NDArray[np.float32], places: Places, workers: int | None = None) -> None:
         self.matrix, self.places = matrix, places
-        cores = os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()
-        self._workers = workers or cores or 1
+        self._workers = workers or cores()
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="scan")
         # Both a score and the bound it is compared with may be off by the error of one dot product.
         self._slack = 2.1 * (matrix.shape[1] + 16) * 2.0**-24

@@ -10,13 +10,20 @@ from numpy.typing import NDArray
 
 from query.engines.contract import Ask, Places, Ranking
 from query.engines.dot_kernel import DotLoop
-from query.engines.kept_rows import KeptRows
+from query.engines.held_blocks import HeldBlocks
 from query.engines.scores import ScoredRanking
+from query.engines.side_by_side import parts_at_a_time, side_by_side
 
 # Measured: a row that is fetched by its number costs as much as some 50 rows read in order.
 _FETCH_BELOW = 0.02
 _FETCH_ROWS = 4096
 _SCORE_BYTES = 256 << 20
+# Measured: to fetch the best rows takes 2 to 4 ms, as long as a pass over some ten megabytes. To hold vectors of a
+# larger table costs more than that: its memory is always new.
+_HELD_BYTES = 64 << 20
+
+# Vectors of rows that follow each other [m, dim], after the number of the first.
+Numbered = tuple[int, NDArray[np.float32]]
 
 
 class StoredVectors(Protocol):
@@ -27,8 +34,8 @@ class StoredVectors(Protocol):
     def __len__(self) -> int:
         """Rows."""
 
-    def blocks(self) -> Iterator[NDArray[np.float32]]:
-        """All vectors in order, some rows [m, dim] at a time."""
+    def parts(self, most: int) -> Sequence[Iterator[Numbered]]:
+        """All vectors in at most `most` parts, which threads may read side by side."""
 
     def take(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Vectors of some rows, in their order [m, dim]."""
@@ -47,6 +54,7 @@ class StreamingExact:
     def __init__(self, vectors: StoredVectors, places: Places) -> None:
         self._vectors, self._places = vectors, places
         self._slack = 2.1 * (vectors.dim + 16) * 2.0**-24
+        self._small = 4 * len(vectors) * vectors.dim <= _HELD_BYTES
         self.loop = DotLoop(len(vectors) * vectors.dim)
 
     def rank(self, asks: Sequence[Ask], allowed: NDArray[np.bool_] | None = None) -> Iterator[Ranking]:
@@ -59,41 +67,45 @@ class StreamingExact:
         for start in range(0, len(asks), group):
             part = asks[start : start + group]
             if rows is None:
-                kept = [KeptRows(self._vectors.take, self._vectors.dim) for _ in part]
-                scored = self._scores(units[start : start + group], self._vectors.blocks(), count, allowed, kept)
-                takes = [near.take for near in kept]
+                held = HeldBlocks(self._vectors.dim) if self._small else None
+                # A product for several queries has threads of its own.
+                parts = self._vectors.parts(parts_at_a_time() if len(part) == 1 else 1)
+                scored = self._scores(units[start : start + group], parts, count, allowed, held)
+                take = self._vectors.take if held is None else held.take
             else:
-                scored = self._scores(units[start : start + group], self._fetched(rows), rows.size)
-                takes = [self._vectors.take for _ in part]
-            for ask, scores, take in zip(part, scored, takes, strict=True):
+                scored = self._scores(units[start : start + group], [self._fetched(rows)], rows.size)
+                take = self._vectors.take
+            for ask, scores in zip(part, scored, strict=True):
                 yield ScoredRanking(ask, scores, rows, take, self._places, self._slack)
 
     def _scores(
         self,
         units: NDArray[np.float32],
-        blocks: Iterator[NDArray[np.float32]],
+        parts: Sequence[Iterator[Numbered]],
         count: int,
         allowed: NDArray[np.bool_] | None = None,
-        kept: Sequence[KeptRows] = (),
+        held: HeldBlocks | None = None,
     ) -> NDArray[np.float32]:
-        """Dot products [B, n] of queries [B, dim] with the `count` rows of blocks; -inf where they are not allowed."""
+        """Dot products [B, n] of queries [B, dim] with the `count` rows of parts; -inf where they are not allowed."""
         scores = np.empty((len(units), count), np.float32)
         dot = self.loop.get()
-        filled = 0
-        # The store's own threads read on while a block is multiplied: another one here would only take turns with them.
-        for block in blocks:
-            out = scores[:, filled : filled + len(block)]
-            if len(units) == 1:
-                dot(block, units[0], out[0])
-            else:
-                np.matmul(units, block.T, out=out)
-            if allowed is not None:
-                out[:, ~allowed[filled : filled + len(block)]] = -np.inf
-            for near, found in zip(kept, out, strict=False):
-                near.see(filled, found, block)
-            filled += len(block)
+
+        def multiply(part: Iterator[Numbered]) -> None:
+            # The store's own threads read on meanwhile.
+            for first, block in part:
+                out = scores[:, first : first + len(block)]
+                if len(units) == 1:
+                    dot(block, units[0], out[0])
+                else:
+                    np.matmul(units, block.T, out=out)
+                if allowed is not None:
+                    out[:, ~allowed[first : first + len(block)]] = -np.inf
+                if held is not None:
+                    held.add(first, block)
+
+        side_by_side(multiply, parts)
         return scores
 
-    def _fetched(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
+    def _fetched(self, rows: NDArray[np.int64]) -> Iterator[Numbered]:
         for start in range(0, rows.size, _FETCH_ROWS):
-            yield self._vectors.take(rows[start : start + _FETCH_ROWS])
+            yield start, self._vectors.take(rows[start : start + _FETCH_ROWS])

@@ -89,6 +89,25 @@ def test_taken_rows_are_those_at_the_scan_positions_also_after_deletions(store: 
     ]
 
 
+@pytest.mark.parametrize("compacted", [False, True])
+def test_parts_of_a_scan_are_its_rows_between_two_positions_also_after_deletions(store: Store, compacted: bool) -> None:
+    store.lance.delete("gone", NAME, "slide_no IN (0, 7, 12, 29) OR tile_id % 9 = 4")
+    if compacted:
+        store.lance.optimize(NAME)
+    version = store.table_version(NAME)
+    order = scanned(store, version)
+    for first, end in [(0, 1), (0, 40), (3, 190), (24, 26), (100, 100), (len(order) - 7, len(order)), (5, 9999)]:
+        batches = list(store.scan(NAME, ["tile_id"], None, 16, version, (first, end)))
+        assert [i for batch in batches for i in batch["tile_id"].to_pylist()] == order[first:end], (first, end)
+        assert all(0 < len(batch) <= 16 for batch in batches)
+
+
+def test_positions_need_a_version_and_no_filter(store: Store) -> None:
+    for version, where in ((None, None), (store.table_version(NAME), "slide_no = 3")):
+        with pytest.raises(ValueError, match="positions in one version of the table, without a filter"):
+            list(store.scan(NAME, ["tile_id"], where, version=version, between=(0, 5)))
+
+
 @pytest.mark.parametrize("row", [-1, 300])
 def test_a_row_that_is_not_there_is_an_error(store: Store, row: int) -> None:
     with pytest.raises(StoreError, match=f"has no row {row}: it has 300"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -62,10 +64,14 @@ class Blocks:
     def __len__(self):
         return len(self._matrix)
 
-    def blocks(self):
+    def parts(self, most):
         self.passes += 1
-        for start in range(0, len(self._matrix), self._size):
-            yield self._matrix[start : start + self._size]
+        cuts = np.linspace(0, len(self._matrix), most + 1).astype(int)
+        return [self._part(*ends) for ends in itertools.pairwise(cuts)]
+
+    def _part(self, first, end):
+        for start in range(first, end, self._size):
+            yield start, self._matrix[start : min(start + self._size, end)]
 
     def take(self, rows):
         self.taken += len(rows)

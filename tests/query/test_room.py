@@ -429,6 +429,27 @@ def test_a_build_that_ended_early_leaves_no_card(tmp_path, indexed, monkeypatch)
     assert cohort.search("s0@0,0").plan.engine.startswith("LanceDB index")
 
 
+@pytest.mark.parametrize("unfinished", [(), ("s1",), ("s0", "s3")])
+def test_parts_of_the_vectors_are_all_of_them_under_their_numbers(tmp_path, write_store, unfinished, monkeypatch):
+    monkeypatch.setattr("query.rows._PART_ROWS", 20)
+    monkeypatch.setattr("query.rows._BATCH_ROWS", 7)
+    slides = [{"slide_id": f"s{n}"} for n in range(4)]
+    store = write_store(tmp_path / "store", slides, unfinished=unfinished)
+    cohort = open_cohort(str(store.path))
+    room = cohort.room(cohort.choose())
+    expected = store.matrix  # of finished slides
+    for most in (1, 3, 5):
+        parts = room.vectors.parts(most)
+        assert len(parts) == most
+        numbers = []
+        for part in parts:
+            for first, block in part:
+                np.testing.assert_array_equal(block, expected[first : first + len(block)])
+                numbers += range(first, first + len(block))
+        assert numbers == list(range(len(expected)))
+    np.testing.assert_array_equal(room.vectors.load(), expected)
+
+
 def test_rows_of_unfinished_slides_are_no_reason_to_build(tmp_path, write_store):
     slides = [{"slide_id": f"s{n}"} for n in range(3)]
     store = write_store(tmp_path / "store", slides, side=20, unfinished=("s1", "s2"))
