@@ -431,8 +431,8 @@ def test_a_build_that_ended_early_leaves_no_card(tmp_path, indexed, monkeypatch)
 
 @pytest.mark.parametrize("unfinished", [(), ("s1",), ("s0", "s3")])
 def test_parts_of_the_vectors_are_all_of_them_under_their_numbers(tmp_path, write_store, unfinished, monkeypatch):
-    monkeypatch.setattr("query.rows._PART_ROWS", 20)
-    monkeypatch.setattr("query.rows._BATCH_ROWS", 7)
+    monkeypatch.setattr("query.rows._BLOCK_BYTES", 7 * 4 * 16)
+    monkeypatch.setattr("query.rows._PART_BLOCKS", 2)
     slides = [{"slide_id": f"s{n}"} for n in range(4)]
     store = write_store(tmp_path / "store", slides, unfinished=unfinished)
     cohort = open_cohort(str(store.path))
