@@ -43,17 +43,18 @@ class Background:
 
     @cached_property
     def _steps(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Different quantiles, and the largest share that each stands for."""
+        """Different quantiles, and the largest percentage that each stands for."""
         ascending, last = np.unique(self.quantiles[::-1], return_index=True)
-        return ascending, _SHARES[::-1][last]
+        return ascending, 100 * _SHARES[::-1][last]
 
     def percentile(self, distances: NDArray[np.float64]) -> NDArray[np.float64]:
         """Percent of the pairs that are at most as distant, [m]; below what can be told it is 0."""
         if not self.pairs:
             return np.full(distances.shape, np.nan)
-        ascending, shares = self._steps
-        found = np.interp(distances, ascending, shares, left=0.0, right=1.0)
-        return np.where(found < 1 / self.pairs, 0.0, 100 * found)
+        ascending, percents = self._steps
+        found = np.interp(distances, ascending, percents, left=0.0, right=100.0)
+        found[found < 100 / self.pairs] = 0.0
+        return found
 
     def of_query(self, units: NDArray[np.float64]) -> Background:
         """The same for a query of several tiles or of their mean: distances of random tiles to it.

@@ -21,7 +21,7 @@ from query.memory import MemoryBudget
 from query.plan import Stopwatch
 from query.queries import ImageQuery, as_query
 from query.resolve import Probe, Sources, mean_direction, picture_tiles, resolve
-from query.results import Results, TilePlace, hit_table
+from query.results import Results, TilePlace
 from query.room import Room
 from query.rows import load_rows, promised_rows
 from query.search import Answer, Request, answer
@@ -439,7 +439,7 @@ def _results(room: Room, probe: Probe, found: Answer) -> Results:
         query_tile = int(rows.tile_id[row])
         slide_id = room.slides["slide_id"][int(rows.slide_code[row])].as_py()
         place = TilePlace(slide_id, int(rows.x0[row]), int(rows.y0[row]), int(rows.extent_px0[row]))
-    table = hit_table(hits, found.percentiles, rows, room.told)
+    table = room.hit_tables.table(hits, found.percentiles, rows)
     return Results(
         table, rows.tile_id[hits.rows], found.plan, found.nothing_close, room.store, place, query_tile, probe.picture
     )

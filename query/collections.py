@@ -17,7 +17,7 @@ from indexer.grid import parse_tile_key, tile_key
 from indexer.store import Store
 from query.collection_log import Deed, Step, read_steps, same_name, state_after, write_step
 from query.guard import nearest_name
-from query.results import slide_columns, told_columns
+from query.slide_columns import slide_columns, told_columns
 from query.tile_list import TileList
 
 if TYPE_CHECKING:

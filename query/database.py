@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -46,6 +46,7 @@ class Database:
         threads: of all connections; None for one per core.
         lay_out: puts into it what every connection shall find.
         prepared: statements of every connection that is lent, by name.
+        optimizers: the steps of DuckDB's optimizer to take; None for all.
     """
 
     def __init__(
@@ -54,8 +55,10 @@ class Database:
         threads: int | None = None,
         lay_out: Callable[[Connection], None] | None = None,
         prepared: Mapping[str, str] | None = None,
+        optimizers: Collection[str] | None = None,
     ) -> None:
         self._limits, self._threads, self._lay_out, self._prepared = limits, threads, lay_out, prepared or {}
+        self._optimizers = optimizers
         self._open: Connection | None = None
         self._idle: list[Connection] = []
         _databases.add(self)
@@ -64,7 +67,7 @@ class Database:
         """A connection of its own, to be closed by the caller."""
         opened = self._open
         if opened is None:
-            opened = locked_connection(self._limits, self._threads)
+            opened = locked_connection(self._limits, self._threads, self._optimizers)
             if self._lay_out is not None:
                 self._lay_out(opened)
             self._open = opened  # where two threads were here at once, one database goes with its connections
@@ -111,7 +114,9 @@ def shared_database(limits: Limits) -> Database:
     return Database(limits)
 
 
-def locked_connection(limits: Limits, threads: int | None = None) -> Connection:
+def locked_connection(
+    limits: Limits, threads: int | None = None, optimizers: Collection[str] | None = None
+) -> Connection:
     """Open an empty database in memory that reads no file, no network and no Python variable.
 
     Relations may still be registered; the configuration can no longer be changed.
@@ -119,6 +124,7 @@ def locked_connection(limits: Limits, threads: int | None = None) -> Connection:
     Args:
         limits: of each statement.
         threads: None for one per core.
+        optimizers: the steps of DuckDB's optimizer to take; None for all.
     """
     config: dict[str, str | bool | int | float | list[str]] = {
         "enable_external_access": "false",
@@ -132,6 +138,10 @@ def locked_connection(limits: Limits, threads: int | None = None) -> Connection:
     if threads is not None:
         config["threads"] = str(threads)
     connection = duckdb.connect(":memory:", config=config)
+    if optimizers is not None:
+        every = [name for (name,) in connection.execute("SELECT name FROM duckdb_optimizers()").fetchall()]
+        left_out = ",".join(name for name in every if name not in optimizers)
+        connection.execute(f"SET disabled_optimizers = '{left_out}'")
     connection.execute("SET lock_configuration = true")
     return connection
 

@@ -27,8 +27,8 @@ from query.exclusion import is_unknown
 from query.filters import RowFilter
 from query.guard import nearest_name
 from query.output_path import check_output_file, check_output_folder, whole_file, whole_folder
-from query.results import slide_columns
 from query.rows import finished_rows, finished_tiles, slide_codes
+from query.slide_columns import slide_columns
 
 _BATCH = 256
 _TABLE_COLUMNS = ("file", "label", "patient_id", "slide_id", "x0", "y0", "extent_px0", "mpp", "site_id")

@@ -17,12 +17,16 @@ from encoder.errors import QueryError
 from query.comparisons import compared_columns
 from query.database import Connection, Database, LimitError, Limits, out_of_time, run, shared_database, told
 from query.expression import SHARED, Expression, Term, parse_expression, renamed, texts_of
+from query.forms import form_of
 
 _MASKS, _ANSWERS = 8, 256  # remembered: a bool per tile is much, one per slide is little
 _FEW = 4  # one row in so many: picking them costs less than looking at all
 # Up to so many tiles one statement that looks at all of them is over sooner than several that look at a part.
 _SMALL = 1 << 15
 _SMALL_TABLE, _SMALL_BYTES = "tiles_and_slides", 64 << 20  # a slide's texts are there once per tile
+# The whole optimizer takes a third of a statement's time there. These fold constants, make a table of a long list
+# and leave columns unread.
+_SMALL_OPTIMIZERS = frozenset({"expression_rewriter", "filter_pushdown", "in_clause", "unused_columns"})
 
 V = TypeVar("V")
 
@@ -60,11 +64,12 @@ class RowFilter:
         if self._small:
             # DuckDB shares out more rows than these among threads, and starts sooner where it has one.
             lay_out = partial(_lay_out_small, slides=slides, tiles=tiles, slide_code=slide_code)
-            self._database = Database(self._limits, 1, lay_out)
+            self._database = Database(self._limits, 1, lay_out, optimizers=_SMALL_OPTIMIZERS)
         else:
             self._database = shared_database(self._limits)
         self._columns = {"slides": slides.column_names, "tiles": tiles.column_names}
         self._parsed: _Remembered[Expression] = _Remembered(_ANSWERS)
+        self._forms: _Remembered[bool] = _Remembered(_ANSWERS)  # of checked texts that may run as they are
         self._answers: _Remembered[NDArray[np.bool_]] = _Remembered(_ANSWERS)
         self._masks: _Remembered[NDArray[np.bool_]] = _Remembered(_MASKS)
 
@@ -91,6 +96,22 @@ class RowFilter:
         """Whether an expression may run unparsed: it compares columns that are known, and does nothing else."""
         compared = compared_columns(where)
         return compared is not None and compared <= self._unambiguous
+
+    def _resolve_small(self, request: _Request) -> NDArray[np.bool_] | None:
+        """Resolve an expression on the table of few tiles, bool [N]; None where it does not do there.
+
+        Raises:
+            QueryError: the expression is refused.
+        """
+        where = request.where
+        if not self._is_plain(where):
+            form = form_of(where)
+            if form is None or not self._forms.get(form):
+                if "slides" in self._parse(where).qualifiers:
+                    return None
+                if form is not None:
+                    self._forms.keep(form, True)
+        return request.unless_refused(self._at_once)
 
     @cached_property
     def _unambiguous(self) -> frozenset[str]:
@@ -122,12 +143,9 @@ class RowFilter:
 
     def _resolve(self, where: str) -> NDArray[np.bool_]:
         with closing(_Request(where, self._limits, self._database.connect())) as request:
-            mask = request.unless_refused(self._at_once) if self._small and self._is_plain(where) else None
+            mask = self._resolve_small(request) if self._small else None
             if mask is None:
                 expression = self._parse(where)
-                if self._small and "slides" not in expression.qualifiers:
-                    mask = request.unless_refused(self._at_once)
-            if mask is None:
                 mask = request.unless_refused(lambda _: self._in_turn(request, expression))
             return self._as_a_whole(request) if mask is None else mask
 

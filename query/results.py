@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,18 +11,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from indexer.grid import tile_key
 from indexer.store import Store
-from query.engines.contract import Hits
 from query.plan import Plan
-from query.rows import TileRows
 from query.tile_list import TileList, decoded, json_rows
 
 if TYPE_CHECKING:
     import pandas
-
-# Columns of `slides` that say nothing about a hit.
-_BOOKKEEPING = frozenset({"slide_id", "slide_no", "path", "fingerprint", "vendor", "registered_at", "mask"})
 
 
 @dataclass(frozen=True)
@@ -117,36 +110,3 @@ class Results:
     def montage(self, path: Path | str | None = None, columns: int = 5) -> Image.Image:
         """Draw the query and the hits as one labelled sheet; see `TileList.montage`."""
         return self.listed.montage(path, columns)
-
-
-def told_columns(slides: pa.Table) -> pa.Table:
-    """The columns of slides that results tell, and their ids."""
-    return slides.select([name for name in slides.column_names if name == "slide_id" or name not in _BOOKKEEPING])
-
-
-def hit_table(hits: Hits, percentiles: NDArray[np.float64], rows: TileRows, told: pa.RecordBatch) -> pa.Table:
-    """The table of `Results` for rows found in `rows`, with what `told_columns` gave."""
-    found = hits.rows
-    about = told.take(pa.array(rows.slide_code[found]))
-    slide_ids = about["slide_id"]
-    x0, y0 = rows.x0[found], rows.y0[found]
-    places = zip(slide_ids.to_pylist(), x0.tolist(), y0.tolist(), strict=True)
-    columns: dict[str, Any] = {
-        "rank": np.arange(1, found.size + 1, dtype=np.int32),
-        "tile_key": pa.array([tile_key(*place) for place in places], pa.string()),
-        "slide_id": slide_ids,
-        "x0": x0,
-        "y0": y0,
-        "extent_px0": rows.extent_px0[found],
-        "distance": hits.distances,
-        "percentile": percentiles,
-        "tissue": rows.tissue[found],
-    }
-    columns |= slide_columns(about, columns)
-    return pa.table(columns)
-
-
-def slide_columns(about: pa.Table | pa.RecordBatch, taken: Collection[str]) -> dict[str, Any]:
-    """Columns of slides that say something about a tile; `slide_<name>` where a name is taken."""
-    columns = zip(about.schema.names, about.columns, strict=True)
-    return {f"slide_{name}" if name in taken else name: column for name, column in columns if name not in _BOOKKEEPING}

@@ -20,9 +20,9 @@ from query.engines.lance_ivf import LanceIvf
 from query.engines.resident import ResidentExact
 from query.engines.streaming import StreamingExact
 from query.filters import RowFilter
+from query.hit_table import HitTables
 from query.memory import MemoryBudget
 from query.planner import HALF_ROWS, QUICK_SECONDS, Choice, Situation
-from query.results import told_columns
 from query.rows import TableVectors, TileRows
 from query.shelf import Shelf
 
@@ -76,10 +76,9 @@ class Room:
         self.shelf.close()
 
     @cached_property
-    def told(self) -> pa.RecordBatch:
-        """What results tell of slides, row-aligned with `slides`; rows of one batch are taken faster than a table's."""
-        told = told_columns(self.slides)
-        return pa.record_batch([column.combine_chunks() for column in told.columns], names=told.column_names)
+    def hit_tables(self) -> HitTables:
+        """What makes tables of hits."""
+        return HitTables(self.slides)
 
     @property
     def card(self) -> IndexCard | None:

@@ -200,6 +200,33 @@ def test_plain_terms_are_not_joined(text, small, monkeypatch):
     make(50, small=small)[0].mask(text)
 
 
+def test_of_one_form_only_the_first_text_is_parsed(monkeypatch):
+    rows, slides, tiles = make()
+    rows.mask("lower(organ) = 'liver' OR x0 < 10")
+    parse = filters.parse_expression
+    monkeypatch.setattr(filters, "parse_expression", lambda text, _: pytest.fail(f"parsed {text}"))
+    names = dict(zip(slides["slide_no"].to_pylist(), slides["organ"].to_pylist(), strict=True))
+    organs = np.array([(names[number] or "").lower() for number in tiles["slide_no"].to_pylist()])
+    for organ, most in (("12", 200), ("liver", 0), ("", 50)):
+        found = rows.mask(f"lower(organ) = '{organ}' OR x0 < {most}")
+        known = np.array([names[number] is not None for number in tiles["slide_no"].to_pylist()])
+        np.testing.assert_array_equal(found, (known & (organs == organ)) | (tiles["x0"].to_numpy() < most))
+    monkeypatch.setattr(filters, "parse_expression", parse)
+    with pytest.raises(QueryError, match="no column 'orgn'"):
+        rows.mask("lower(orgn) = 'liver' OR x0 < 10")
+    with pytest.raises(QueryError, match="may not use the function 'repeat'"):
+        rows.mask("repeat(organ) = 'liver' OR x0 < 10")
+
+
+def test_a_constant_that_does_not_fit_is_refused_whatever_fitted_before():
+    rows, _, _ = make()
+    assert rows.mask("x0 + 0 = '5' OR false").sum() == rows.mask("x0 = 5").sum()
+    with pytest.raises(QueryError, match="Could not convert string 'five'"):
+        rows.mask("x0 + 0 = 'five' OR false")
+    expected = rows.mask("slides.age > 60 OR x0 < 5")
+    np.testing.assert_array_equal(rows.mask("slides.age > 60 OR x0 < 6"), expected | rows.mask("x0 = 5"))
+
+
 def test_a_cast_may_fail_in_rows_that_another_term_excludes():
     rows, slides, _ = make()
     text = "organ IN ('7', '12') AND CAST(organ AS INTEGER) > 8"

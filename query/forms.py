@@ -1,0 +1,45 @@
+"""The form of a filter: what is left of its text when plain constants are struck out.
+
+What the parser makes of two texts of one form differs in these constants alone: where one was checked, the other needs
+no parsing, which takes longer than a search of a small store.
+"""
+
+from __future__ import annotations
+
+import re
+
+import duckdb
+
+# Narrow on purpose. Whole numbers and others are different words to the parser, and very long ones change their type;
+# texts hold nothing that could end a text or a remark, whatever stands around them.
+_PLAIN = {
+    "i": re.compile(r"[0-9]{1,9}"),
+    "f": re.compile(r"[0-9]{1,9}\.[0-9]{1,18}|[0-9]{1,9}(?:\.[0-9]{1,18})?e-?[0-9]{1,2}"),
+    "t": re.compile(r"'(?:[a-zA-Z0-9_ %.,:()+/=<>]|-(?!-))*'"),
+}
+_SPACE = " \t\n\r\f\v"
+_AFTER = re.compile(r"""[^\w.'"$#]|\Z""")  # or it might be a part of something longer
+
+
+def form_of(text: str) -> str | None:
+    """The form of an expression; None where it cannot be told safely.
+
+    Args:
+        text: the expression. Constants that are written in an unusual way stay in its form.
+    """
+    if not text.isascii() or "\0" in text:
+        return None
+    tokens = duckdb.tokenize(text)
+    if not tokens:
+        return None
+    starts = [start for start, _ in tokens]
+    parts = [text[: starts[0]]]
+    for (start, kind), end in zip(tokens, [*starts[1:], len(text)], strict=True):
+        part = text[start:end]
+        if kind in (duckdb.token_type.numeric_const, duckdb.token_type.string_const):
+            word = part.rstrip(_SPACE)
+            sort = next((sort for sort, plain in _PLAIN.items() if plain.fullmatch(word)), None)
+            if sort is not None and _AFTER.match(text, start + len(word)):
+                part = f"\0{sort}{part[len(word) :]}"
+        parts.append(part)
+    return "".join(parts)
