@@ -12,7 +12,7 @@ from typing import Any
 from encoder.errors import StoreError
 from indexer.table_files import versions_folder
 
-_KEPT = 16  # datasets of old versions; one costs its manifest's memory
+_KEPT = 16  # datasets of old versions, and scanners; one costs its manifest's memory
 # Two commits within one tick of the file system's clock (4 ms on Linux, 2 s on FAT) leave the folder's time as it was.
 _TRUSTED_AFTER_NS = 2_000_000_000
 
@@ -39,6 +39,7 @@ class PinnedTables:
         self._open = open_dataset
         self._newest: dict[str, Any] = {}  # whose `latest_version` costs a fifth of asking LanceDB
         self._kept: OrderedDict[tuple[str, int], Any] = OrderedDict()
+        self._scanners: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
         self._folders: dict[str, Path] = {}
         self._seen: dict[str, _Seen] = {}
 
@@ -64,6 +65,30 @@ class PinnedTables:
             self._kept[key] = found
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
+        return found
+
+    def scanner(self, name: str, version: int, columns: Sequence[str] | None, **options: Any) -> Any:
+        """Lance's scanner of a version, kept: to make one takes a tenth of reading a small table.
+
+        Several threads may read one at a time, each from the start.
+
+        Args:
+            name: of the table.
+            version: of it.
+            columns: to read; None for all.
+            options: of Lance's scanner; values that can be hashed.
+
+        Raises:
+            StoreError, OSError: as for `dataset`.
+        """
+        key = (name, version, None if columns is None else tuple(columns), *sorted(options.items()))
+        found = self._scanners.get(key)
+        if found is None:
+            wanted = None if columns is None else list(columns)
+            found = self.dataset(name, version).scanner(columns=wanted, scan_in_order=True, **options)
+            self._scanners[key] = found
+            while len(self._scanners) > _KEPT:
+                self._scanners.popitem(last=False)
         return found
 
     def stamp(self, names: Sequence[str]) -> tuple[tuple[int, int], ...]:

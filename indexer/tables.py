@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ __all__ = ["Tables", "is_local", "local_folder_state", "plain_path", "sql_in", "
 # made for stores far away, a pass on two cores takes up to a sixth longer, as its memory is always new.
 _AHEAD = {"fragment_readahead": 2, "batch_readahead": 1, "io_buffer_size": 16 << 20}
 _PART_CORES = 2
+
+
+@cache
+def _cores() -> int:
+    return os.cpu_count() or 1
 
 
 class Tables(Connection):
@@ -111,16 +117,13 @@ class Tables(Connection):
                 yield from self._query(name, columns, where).to_batches(batch_rows)
                 return
         with self._reading(name, version):
-            wanted = None if columns is None else list(columns)
-            asked: dict[str, Any] = {}
+            asked: dict[str, Any] = {"filter": where, "batch_size": batch_rows}
             if is_local(self.uri):
-                cores = max(_PART_CORES, os.cpu_count() or 1) if between is None else _PART_CORES
+                cores = _PART_CORES if between is not None else max(_PART_CORES, _cores())
                 asked |= {option: cores * each for option, each in _AHEAD.items()}
             if between is not None:
                 asked |= {"offset": between[0], "limit": between[1] - between[0]}
-            dataset = self._pinned.dataset(name, version)
-            scanner = dataset.scanner(columns=wanted, filter=where, batch_size=batch_rows, scan_in_order=True, **asked)
-            yield from scanner.to_batches()
+            yield from self._pinned.scanner(name, version, columns, **asked).to_batches()
 
     def take(
         self,

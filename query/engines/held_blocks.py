@@ -27,7 +27,7 @@ class HeldBlocks:
         blocks = sorted(self._blocks, key=lambda numbered: numbered[0])
         of = np.searchsorted([first for first, _ in blocks], rows, side="right") - 1
         out = np.empty((rows.size, self._dim), np.float32)
-        for number in np.unique(of):
+        for number in set(of.tolist()):
             first, block = blocks[number]
             here = of == number
             out[here] = block[rows[here] - first]

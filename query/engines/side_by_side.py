@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -14,8 +15,9 @@ Item = TypeVar("Item")
 _MOST = 8
 
 
+@cache
 def cores() -> int:
-    """Cores that this process may use."""
+    """Cores that this process may use; asked once, as each search needs the number."""
     return (os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()) or 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -100,6 +101,22 @@ def test_parts_of_a_scan_are_its_rows_between_two_positions_also_after_deletions
         batches = list(store.scan(NAME, ["tile_id"], None, 16, version, (first, end)))
         assert [i for batch in batches for i in batch["tile_id"].to_pylist()] == order[first:end], (first, end)
         assert all(0 < len(batch) <= 16 for batch in batches)
+
+
+def test_scans_of_one_version_do_not_disturb_each_other(store: Store) -> None:
+    version = store.table_version(NAME)
+    expected = scanned(store, version, batch_rows=7)
+    begun = store.scan(NAME, ["tile_id"], batch_rows=7, version=version)
+    left = store.scan(NAME, ["tile_id"], batch_rows=7, version=version)
+    next(left)
+    found = next(begun)["tile_id"].to_pylist()
+    left.close()
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda _: scanned(store, version, batch_rows=7), range(12))) == [expected] * 12
+    found += [tile_id for batch in begun for tile_id in batch["tile_id"].to_pylist()]
+    assert found == expected
+    other = [batch.schema.names for batch in store.scan(NAME, ["slide_no", "tile_id"], batch_rows=7, version=version)]
+    assert other[0] == ["slide_no", "tile_id"]
 
 
 def test_positions_need_a_version_and_no_filter(store: Store) -> None:
