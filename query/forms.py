@@ -25,21 +25,29 @@ def form_of(text: str) -> str | None:
     """The form of an expression; None where it cannot be told safely.
 
     Args:
-        text: the expression. Constants that are written in an unusual way stay in its form.
+        text: the expression. Constants that are written in an unusual way stay in its form, and so do whole numbers
+            that stand alone in brackets: behind a type's name they may name another type, TIMESTAMP(3) say.
     """
     if not text.isascii() or "\0" in text:
         return None
     tokens = duckdb.tokenize(text)
-    if not tokens:
+    if not tokens or any(kind == duckdb.token_type.comment for _, kind in tokens):
         return None
-    starts = [start for start, _ in tokens]
-    parts = [text[: starts[0]]]
-    for (start, kind), end in zip(tokens, [*starts[1:], len(text)], strict=True):
+    ends = [*(start for start, _ in tokens[1:]), len(text)]
+    parts = [text[: tokens[0][0]]]
+    for (start, kind), end in zip(tokens, ends, strict=True):
         part = text[start:end]
-        if kind in (duckdb.token_type.numeric_const, duckdb.token_type.string_const):
-            word = part.rstrip(_SPACE)
-            sort = next((sort for sort, plain in _PLAIN.items() if plain.fullmatch(word)), None)
-            if sort is not None and _AFTER.match(text, start + len(word)):
-                part = f"\0{sort}{part[len(word) :]}"
+        word = part.rstrip(_SPACE)
+        alone = parts[-1].rstrip(_SPACE).endswith("(") and text[end : end + 1] == ")"
+        sort = _sort_of(word, kind)
+        if sort is not None and not (sort == "i" and alone) and _AFTER.match(text, start + len(word)):
+            part = f"\0{sort}{part[len(word) :]}"
         parts.append(part)
     return "".join(parts)
+
+
+def _sort_of(word: str, kind: duckdb.token_type) -> str | None:
+    """Of which sort a plain constant is; None for anything else."""
+    if kind not in (duckdb.token_type.numeric_const, duckdb.token_type.string_const):
+        return None
+    return next((sort for sort, plain in _PLAIN.items() if plain.fullmatch(word)), None)

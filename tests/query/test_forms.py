@@ -20,7 +20,8 @@ COLUMNS = {"slides": ["organ", "slide_no", "d"], "tiles": ["x0", "tissue", "slid
 
 def without_constants(tree: Any) -> Any:
     if isinstance(tree, dict):
-        kept = {key: without_constants(value) for key, value in tree.items() if key not in LOCATIONS}
+        # The name of a collation may be written as a text; it is checked by nobody but DuckDB.
+        kept = {key: without_constants(value) for key, value in tree.items() if key not in (*LOCATIONS, "collation")}
         return kept | ({"literal": kept["literal"]["kind"]} if "literal" in kept else {})
     return [without_constants(item) for item in tree] if isinstance(tree, list) else tree
 
@@ -38,8 +39,9 @@ def parsed(text: str) -> Any:
     ("one", "other"),
     [
         ("abs(tissue) < 0.5", "abs(tissue) < 1e-9"),
+        ("organ COLLATE 'nocase' = 'a'", "organ COLLATE 'noaccent' = 'b'"),
         ("organ = 'liver' OR x0 > 3", "organ = '' OR x0 > 123456789"),
-        ("x0 IN (1, 2) -- a remark", "x0 IN (3, 456) -- a remark"),
+        ("x0 NOT IN (1, 2) OR d::DECIMAL(9, 2) > 1", "x0 NOT IN (3, 456) OR d::DECIMAL(18, 3) > 2"),
         ("  d > DATE '2020-01-01'", "  d > DATE '1999-12-31'"),
     ],
 )
@@ -63,8 +65,8 @@ def test_texts_that_differ_in_constants_have_one_form(one, other):
         ("organ = 'a'", "organ = E'a'"),
         ("organ = 'a'", "organ = $$a$$"),
         ('organ = "a"', 'organ = "b"'),
-        ("x0 = 1 -- 'a'", "x0 = 1 -- 'b'"),
-        ("x0 = 1 /* 2 */", "x0 = 1 /* 3 */"),
+        ("d::TIMESTAMP(6) > d", "d::TIMESTAMP(3) > d"),
+        ("d::TIMESTAMP( 6\n) > d", "d::TIMESTAMP( 3\n) > d"),
         ("x0 = 1e", "x0 = 2e"),
         ("x0 = 1_000", "x0 = 2_000"),
         ("x0 = 0x1", "x0 = 0x2"),
@@ -74,13 +76,16 @@ def test_what_else_differs_stays_in_the_form(one, other):
     assert form_of(one) != form_of(other)
 
 
-@pytest.mark.parametrize("text", ["", " ", "organ = 'ü'", "x0\u00a0= 1", "organ = 'a\0'"])
+@pytest.mark.parametrize(
+    "text", ["", " ", "x0 = 1 -- 2", "x0 = 1 /* 2 */", "organ = 'ü'", "x0\u00a0= 1", "organ = 'a\0'"]
+)
 def test_some_texts_have_no_form(text):
     assert form_of(text) is None
 
 
 PARTS = ["x0", "organ", "tiles.", "abs", "(", ")", ",", "=", "<", "+", "-", "--", "/*", "*/", "\n", "AND", "OR", "NOT"]
 PARTS += ["IN", "LIKE", "BETWEEN", "CASE WHEN", "THEN", "END", "::", "INTEGER", "DECIMAL", "DATE", "INTERVAL", "DAY"]
+PARTS += ["::TIMESTAMP(", "FLOAT(", "VARCHAR(", "COLLATE", "{", "}", ":", "AT TIME ZONE", "ESCAPE", "?", "USING SAMPLE"]
 PARTS += ["E", "X", "U&", "$$", "$", "#", "'", '"', "'a", "[", "]", ".", "_", "e", "e5", "::VARCHAR", "abs(x0) <", ";"]
 PARTS += ["x0 <", "organ =", "AND x0 =", "OR organ =", "AND abs(tissue) >", "OR x0 BETWEEN 1 AND", "organ LIKE"] * 3
 CONSTANTS = {
