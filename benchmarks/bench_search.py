@@ -41,12 +41,14 @@ from query.room import Room
 
 K = 10
 TARGET = 0.95
-# Filters over the share of tissue, which large_store.py spreads evenly; {e} makes every filter a new one.
+# Filters over the share of tissue, which large_store.py spreads evenly; {e} makes every filter a new one, {form} one of
+# a form that was never asked before, which has to be parsed.
 FILTERS = {
     "10 %": "tissue < 0.1 + {e}",
     "1 %": "tissue < 0.01 + {e}",
     "0.1 %": "tissue < 0.001 + {e}",
     "1 %, not comparisons alone": "abs(tissue) < 0.01 + {e}",
+    "1 %, of a new form": "abs(tissue) < 0.01 + {e}{form}",
     "0.01 %": "tissue < 0.0005 + {e} AND slide_no % 10 = 0",
 }
 
@@ -230,10 +232,10 @@ def filter_rows(cohort: Cohort, room: Room, name: str, own: NDArray[np.int64], r
         def filtered(text: str = text, searched: Iterator[Any] = searched) -> Any:
             nonlocal count
             count += 1
-            return ask(next(searched), text.format(e=count * 1e-9))
+            return ask(next(searched), text.format(e=count * 1e-9, form=" " * count))
 
         times = interleave({"filtered": filtered, "exact": lambda s=searched: ask(next(s), None)}, 2 * repeats)
-        where = text.format(e=0)
+        where = text.format(e=0, form="")
         allowed = room.filter.mask(where)
         found = [room.rows.row_of(ask(row, where).tile_ids) for row in own[:30]]
         true = [truth(matrix, matrix[row], allowed) for row in own[:30]]

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from encoder.errors import QueryError
-from query.parsing import dicts, parse_statement, short
+from query.parsing import check_statement, dicts, parse_statement, short
 from query.sql_functions import REFUSED_FUNCTIONS, REFUSED_TYPES, TABLE_FUNCTIONS
 
 
@@ -19,6 +19,7 @@ def check_select(text: str) -> set[str]:
             of memory or time DuckDB does not limit.
     """
     fix = "Give one SELECT; WITH is allowed, PRAGMA, ATTACH, COPY, INSTALL, SHOW and the like are not."
+    check_statement(text, "sql", fix)  # the tree alone does not tell a SELECT from all that is written as one
     statement = parse_statement(text, "sql", fix)
     names: set[str] = set()
     _check_functions(statement)
