@@ -97,22 +97,6 @@ class RowFilter:
         compared = compared_columns(where)
         return compared is not None and compared <= self._unambiguous
 
-    def _resolve_small(self, request: _Request) -> NDArray[np.bool_] | None:
-        """Resolve an expression on the table of few tiles, bool [N]; None where it does not do there.
-
-        Raises:
-            QueryError: the expression is refused.
-        """
-        where = request.where
-        if not self._is_plain(where):
-            form = form_of(where)
-            if form is None or not self._forms.get(form):
-                if "slides" in self._parse(where).qualifiers:
-                    return None
-                if form is not None:
-                    self._forms.keep(form, True)
-        return request.unless_refused(self._at_once)
-
     @cached_property
     def _unambiguous(self) -> frozenset[str]:
         """Lower-case names that mean one thing without a relation before them."""
@@ -148,6 +132,22 @@ class RowFilter:
                 expression = self._parse(where)
                 mask = request.unless_refused(lambda _: self._in_turn(request, expression))
             return self._as_a_whole(request) if mask is None else mask
+
+    def _resolve_small(self, request: _Request) -> NDArray[np.bool_] | None:
+        """Resolve an expression on the table of few tiles, bool [N]; None where it does not do there.
+
+        Raises:
+            QueryError: the expression is refused.
+        """
+        where = request.where
+        if not self._is_plain(where):
+            form = form_of(where)
+            if form is None or not self._forms.get(form):
+                if "slides" in self._parse(where).qualifiers:
+                    return None
+                if form is not None:
+                    self._forms.keep(form, True)
+        return request.unless_refused(self._at_once)
 
     def _at_once(self, request: _Request) -> NDArray[np.bool_]:
         """Resolve all terms on the table of few tiles, bool [N]."""
