@@ -168,14 +168,15 @@ def faiss_rows(cohort: Cohort, room: Room, name: str, own: NDArray[np.int64], re
     def bare() -> None:
         index.index.search(next(vectors)[None], K, params=parameters)
 
-    searched = iter(np.tile(own, 40))
-    times = interleave(
+    times = interleave({"bare": bare, "ours": lambda: best(engine, next(vectors))}, 4 * repeats)
+    # The same queries for both, and many: some lists are three times as long as others.
+    asked, searched = iter(np.tile(own, 40)), iter(np.tile(own, 40))
+    whole = interleave(
         {
-            "bare": bare,
-            "ours": lambda: best(engine, next(vectors)),
+            "engine": lambda: best(engine, matrix[next(asked)]),
             "search": lambda: cohort.search(matrix[next(searched)], k=K, target_recall=TARGET),
         },
-        4 * repeats,
+        40 * repeats,
     )
     room._scan_seconds = None
     ms = {key: 1e3 * statistics.median(values) for key, values in times.items()}
@@ -183,7 +184,7 @@ def faiss_rows(cohort: Cohort, room: Room, name: str, own: NDArray[np.int64], re
     return [
         Row(f"{name}: FAISS recall@10 at target {TARGET}", mean_recall(found, true, K)[0], "", TARGET, True),
         Row(f"{name}: FAISS, ours / bare", ratio(times, "ours", "bare"), "x", detail=detail),
-        Row(f"{name}: a whole search over FAISS less the engine", less(times, "search", "ours"), "ms", 1.0, False),
+        Row(f"{name}: a whole search over FAISS less the engine", less(whole, "search", "engine"), "ms", 1.0, False),
     ]
 
 
