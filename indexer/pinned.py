@@ -70,7 +70,7 @@ class PinnedTables:
     def scanner(self, name: str, version: int, columns: Sequence[str] | None, **options: Any) -> Any:
         """Lance's scanner of a version, kept: to make one takes a tenth of reading a small table.
 
-        Several threads may read one at a time, each from the start.
+        Several threads may read from one at the same time, each from the start.
 
         Args:
             name: of the table.

@@ -18,15 +18,19 @@ from query.comparisons import compared_columns
 from query.database import Connection, Database, LimitError, Limits, out_of_time, run, shared_database, told
 from query.expression import SHARED, Expression, Term, parse_expression, renamed, texts_of
 from query.forms import form_of
+from query.parsing import nesting_told
 
 _MASKS, _ANSWERS = 8, 256  # remembered: a bool per tile is much, one per slide is little
 _FEW = 4  # one row in so many: picking them costs less than looking at all
 # Up to so many tiles one statement that looks at all of them is over sooner than several that look at a part.
 _SMALL = 1 << 15
 _SMALL_TABLE, _SMALL_BYTES = "tiles_and_slides", 64 << 20  # a slide's texts are there once per tile
-# The whole optimizer takes a third of a statement's time there. These fold constants, make a table of a long list
-# and leave columns unread.
-_SMALL_OPTIMIZERS = frozenset({"expression_rewriter", "filter_pushdown", "in_clause", "unused_columns"})
+# The whole optimizer takes a third of a statement's time there. These steps compute once what is written several times,
+# fold constants, make a table of a long list, leave columns unread, know which texts are ASCII, filter before a join.
+_SMALL_OPTIMIZERS = frozenset(
+    {"common_subexpressions", "expression_rewriter", "in_clause", "unused_columns"}
+    | {"statistics_propagation", "filter_pushdown"}
+)
 
 V = TypeVar("V")
 
@@ -80,8 +84,11 @@ class RowFilter:
             QueryError: the expression is refused, names an unknown column, or is not true or false.
         """
         known = self._masks.get(where)
+        if known is not None:
+            return known
         # Resolved without a lock: a slow expression keeps nobody else waiting.
-        return self._masks.keep(where, _read_only(self._resolve(where))) if known is None else known
+        with nesting_told(where, "where"):
+            return self._masks.keep(where, _read_only(self._resolve(where)))
 
     def slides(self, where: str) -> NDArray[np.bool_] | None:
         """True for the slides that match, bool [slides]; None where the expression reads tile columns.
@@ -89,7 +96,8 @@ class RowFilter:
         Raises:
             QueryError: as for `mask`.
         """
-        with closing(_Request(where, self._limits, self._database.connect())) as request:
+        request = _Request(where, self._limits, self._database.connect())
+        with nesting_told(where, "where"), closing(request):
             return self._slides_that(request, where) if "tiles" not in self._parse(where).reads else None
 
     def _is_plain(self, where: str) -> bool:

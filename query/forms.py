@@ -1,7 +1,7 @@
 """The form of a filter: what is left of its text when plain constants are struck out.
 
-What the parser makes of two texts of one form differs in these constants alone: where one was checked, the other needs
-no parsing, which takes longer than a search of a small store.
+What the parser makes of two texts of one form differs in these constants alone, as far as it is checked: where one was,
+the other needs no parsing, which takes longer than a search of a small store.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ _PLAIN = {
 }
 _SPACE = " \t\n\r\f\v"
 _AFTER = re.compile(r"""[^\w.'"$#]|\Z""")  # or it might be a part of something longer
+_CLOSED = re.compile(rf"[{_SPACE}]*,?[{_SPACE}]*\)")
 
 
 def form_of(text: str) -> str | None:
@@ -38,7 +39,7 @@ def form_of(text: str) -> str | None:
     for (start, kind), end in zip(tokens, ends, strict=True):
         part = text[start:end]
         word = part.rstrip(_SPACE)
-        alone = parts[-1].rstrip(_SPACE).endswith("(") and text[end : end + 1] == ")"
+        alone = parts[-1].rstrip(_SPACE).endswith("(") and _CLOSED.match(text, end) is not None
         sort = _sort_of(word, kind)
         if sort is not None and not (sort == "i" and alone) and _AFTER.match(text, start + len(word)):
             part = f"\0{sort}{part[len(word) :]}"

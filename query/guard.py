@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from encoder.errors import QueryError
-from query.parsing import check_statement, dicts, parse_statement, short
+from query.parsing import check_statement, dicts, nesting_told, parse_statement, short
 from query.sql_functions import REFUSED_FUNCTIONS, REFUSED_TYPES, TABLE_FUNCTIONS
 
 
@@ -20,10 +20,12 @@ def check_select(text: str) -> set[str]:
     """
     fix = "Give one SELECT; WITH is allowed, PRAGMA, ATTACH, COPY, INSTALL, SHOW and the like are not."
     check_statement(text, "sql", fix)  # the tree alone does not tell a SELECT from all that is written as one
-    statement = parse_statement(text, "sql", fix)
+    with nesting_told(text, "sql"):
+        statement = parse_statement(text, "sql", fix)
+        _check_functions(statement)
+        items = list(dicts(statement))
     names: set[str] = set()
-    _check_functions(statement)
-    for item in dicts(statement):
+    for item in items:
         kind = item.get("type")
         if isinstance(kind, str) and kind.endswith(("INSERT", "UPDATE", "DELETE", "_QUERY_NODE")):
             raise QueryError(f"sql reads and never writes: {short(text)!r}.", fix)

@@ -65,7 +65,7 @@ class HitTables:
     @cached_property
     def _spelled(self) -> list[dict[str, Any]]:
         """What is told of each slide, in Python."""
-        return self._about.to_pylist()
+        return self._about.to_pylist() or [{}] * len(self._slide_ids)  # a batch without columns has no rows
 
     def _by_rows(self, *of_the_hit: NDArray[Any]) -> pa.Table:
         out = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -26,7 +27,7 @@ def _parser() -> Database:
 
 
 def parse_statement(text: str, what: str, fix: str) -> dict[str, Any]:
-    """Parse one SELECT.
+    """Parse one SELECT, or what is written as one: `check_statement` tells them apart.
 
     Args:
         what: the option that the user wrote, named in errors.
@@ -37,6 +38,7 @@ def parse_statement(text: str, what: str, fix: str) -> dict[str, Any]:
 
     Raises:
         QueryError: a syntax error, several statements, or another kind of statement.
+        RecursionError: it is nested too deeply for Python; see `nesting_told`.
     """
     try:
         parsed = json.loads(_answer("to_tree", text))
@@ -50,7 +52,11 @@ def parse_statement(text: str, what: str, fix: str) -> dict[str, Any]:
 
 
 def check_statement(text: str, what: str, fix: str) -> None:
-    """Find out whether a text is one SELECT; see `parse_statement`."""
+    """Find out whether a text is one SELECT.
+
+    Raises:
+        QueryError: a syntax error, several statements, or another kind of statement.
+    """
     try:
         with _parser().lend() as connection:
             statements = connection.extract_statements(text)
@@ -87,6 +93,19 @@ def _answer(prepared: str, text: str) -> str:
     with _parser().lend() as connection:
         rows = run(connection, f"EXECUTE {prepared}('{quoted}')").fetchall()
     return str(rows[0][0])
+
+
+@contextmanager
+def nesting_told(text: str, what: str) -> Iterator[None]:
+    """Tell in one sentence that a text is nested more deeply than Python can follow.
+
+    Raises:
+        QueryError: it is.
+    """
+    try:
+        yield
+    except RecursionError as error:
+        raise QueryError(f"{what} is nested too deeply: {short(text)!r}.", "Write it flatter.") from error
 
 
 def _refused(text: str, what: str, fix: str, error: duckdb.Error) -> QueryError:

@@ -218,6 +218,34 @@ def test_of_one_form_only_the_first_text_is_parsed(monkeypatch):
         rows.mask("repeat(organ) = 'liver' OR x0 < 10")
 
 
+def test_what_is_written_several_times_is_computed_once():
+    rows, _, _ = make(20_000, small=20_000)
+    term = "length(reverse(lower(concat(organ, organ, organ, organ)))) <> "
+
+    def seconds(terms: int) -> float:
+        times = []
+        for turn in range(4):
+            text = " OR ".join(f"{term}{1000 * terms + 100 * turn + n}" for n in range(terms))
+            started = time.process_time()
+            rows.mask(text)
+            times.append(time.process_time() - started)
+        return min(times[1:])
+
+    assert seconds(40) < 12 * seconds(1)
+
+
+@pytest.mark.parametrize("small", [0, 400])
+@pytest.mark.parametrize(
+    "text", ["NOT " * 500 + "flag", "abs(" * 900 + "x0" + ")" * 900 + " > 1", "CASE WHEN flag THEN " * 400 + "flag END"]
+)
+def test_what_is_nested_too_deeply_is_refused_in_one_sentence(text, small):
+    rows, _, _ = make(small=small)
+    with pytest.raises(QueryError):
+        rows.mask(text)
+    with pytest.raises(QueryError):
+        rows.slides(text)
+
+
 def test_a_constant_that_does_not_fit_is_refused_whatever_fitted_before():
     rows, _, _ = make()
     assert rows.mask("x0 + 0 = '5' OR false").sum() == rows.mask("x0 = 5").sum()

@@ -66,6 +66,13 @@ def test_few_and_many_hits_have_the_same_table(count, monkeypatch):
     by_columns.validate(full=True)
 
 
+def test_slides_of_which_nothing_is_known_are_told_by_their_ids():
+    rows, hits, percentiles = rows_and_hits(3)
+    table = HitTables(SLIDES.select(["slide_id", "path"])).table(hits, percentiles, rows)
+    assert table.num_columns == 9
+    assert table["slide_id"].to_pylist() == ["abc"[code] for code in rows.slide_code[hits.rows]]
+
+
 def test_each_hit_is_told_with_its_slide():
     rows, hits, percentiles = rows_and_hits(20)
     table = HitTables(SLIDES).table(hits, percentiles, rows)
