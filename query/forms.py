@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-import duckdb
+from query.parsing import tokens
 
 # Narrow on purpose. Whole numbers and others are different words to the parser, and very long ones change their type;
 # texts hold nothing that could end a text or a remark, whatever stands around them.
@@ -31,24 +31,22 @@ def form_of(text: str) -> str | None:
     """
     if not text.isascii() or "\0" in text:
         return None
-    tokens = duckdb.tokenize(text)
-    if not tokens or any(kind == duckdb.token_type.comment for _, kind in tokens):
+    words = tokens(text)
+    if not words or any(kind == "remark" for _, kind in words):
         return None
-    ends = [*(start for start, _ in tokens[1:]), len(text)]
-    parts = [text[: tokens[0][0]]]
-    for (start, kind), end in zip(tokens, ends, strict=True):
+    ends = [*(start for start, _ in words[1:]), len(text)]
+    parts = [text[: words[0][0]]]
+    for (start, kind), end in zip(words, ends, strict=True):
         part = text[start:end]
         word = part.rstrip(_SPACE)
         alone = parts[-1].rstrip(_SPACE).endswith("(") and _CLOSED.match(text, end) is not None
-        sort = _sort_of(word, kind)
+        sort = _sort_of(word) if kind == "constant" else None
         if sort is not None and not (sort == "i" and alone) and _AFTER.match(text, start + len(word)):
             part = f"\0{sort}{part[len(word) :]}"
         parts.append(part)
     return "".join(parts)
 
 
-def _sort_of(word: str, kind: duckdb.token_type) -> str | None:
-    """Of which sort a plain constant is; None for anything else."""
-    if kind not in (duckdb.token_type.numeric_const, duckdb.token_type.string_const):
-        return None
+def _sort_of(word: str) -> str | None:
+    """Of which sort a plain constant is; None for any other."""
     return next((sort for sort, plain in _PLAIN.items() if plain.fullmatch(word)), None)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import duckdb
 
@@ -64,6 +64,17 @@ def check_statement(text: str, what: str, fix: str) -> None:
         raise _refused(text, what, fix, error) from error
     if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
         raise QueryError(f"{what} is not a single SELECT or expression: {short(text)!r}.", fix)
+
+
+_CONSTANTS = (duckdb.token_type.numeric_const, duckdb.token_type.string_const)
+
+
+def tokens(text: str) -> list[tuple[int, Literal["constant", "remark", "other"]]]:
+    """Where the words of an ASCII text begin, and what they are; a text may hold what the parser refuses."""
+    return [
+        (start, "constant" if kind in _CONSTANTS else "remark" if kind == duckdb.token_type.comment else "other")
+        for start, kind in duckdb.tokenize(text)
+    ]
 
 
 def write_statements(statements: Sequence[dict[str, Any]]) -> list[str] | None:
