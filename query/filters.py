@@ -68,9 +68,9 @@ class RowFilter:
         if self._small:
             # DuckDB shares out more rows than these among threads, and starts sooner where it has one.
             lay_out = partial(_lay_out_small, slides=slides, tiles=tiles, slide_code=slide_code)
-            self._database = Database(self._limits, 1, lay_out, optimizers=_SMALL_OPTIMIZERS)
-        else:
-            self._database = shared_database(self._limits)
+            self._small_database = Database(self._limits, 1, lay_out, optimizers=_SMALL_OPTIMIZERS)
+        # Of all rows, and what the small one refuses: the whole optimizer keeps more casts from rows that fail them.
+        self._database = shared_database(self._limits)
         self._columns = {"slides": slides.column_names, "tiles": tiles.column_names}
         self._parsed: _Remembered[Expression] = _Remembered(_ANSWERS)
         self._forms: _Remembered[bool] = _Remembered(_ANSWERS)  # of checked texts that may run as they are
@@ -134,20 +134,19 @@ class RowFilter:
         return self._parsed.keep(where, parse_expression(where, self._columns))
 
     def _resolve(self, where: str) -> NDArray[np.bool_]:
+        if self._small and (found := self._resolve_small(where)) is not None:
+            return found
+        expression = self._parse(where)
         with closing(_Request(where, self._limits, self._database.connect())) as request:
-            mask = self._resolve_small(request) if self._small else None
-            if mask is None:
-                expression = self._parse(where)
-                mask = request.unless_refused(lambda _: self._in_turn(request, expression))
+            mask = request.unless_refused(lambda _: self._in_turn(request, expression))
             return self._as_a_whole(request) if mask is None else mask
 
-    def _resolve_small(self, request: _Request) -> NDArray[np.bool_] | None:
+    def _resolve_small(self, where: str) -> NDArray[np.bool_] | None:
         """Resolve an expression on the table of few tiles, bool [N]; None where it does not do there.
 
         Raises:
             QueryError: the expression is refused.
         """
-        where = request.where
         if not self._is_plain(where):
             form = form_of(where)
             if form is None or not self._forms.get(form):
@@ -155,7 +154,8 @@ class RowFilter:
                     return None
                 if form is not None:
                     self._forms.keep(form, True)
-        return request.unless_refused(self._at_once)
+        with closing(_Request(where, self._limits, self._small_database.connect())) as request:
+            return request.unless_refused(self._at_once)
 
     def _at_once(self, request: _Request) -> NDArray[np.bool_]:
         """Resolve all terms on the table of few tiles, bool [N]."""

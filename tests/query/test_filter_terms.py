@@ -167,6 +167,11 @@ nested = st.lists(conjunctions, min_size=1, max_size=2).map(lambda some: " and "
 @example("organ IN ('7', '12') AND CAST(organ AS INTEGER) > 8", True, False)
 @example("organ IN ('7', '12') AND x0 > 8 AND CAST(organ AS INTEGER) * x0 > 8", True, False)
 @example("y0 <> 0 AND 1000 / y0 > 300 AND flag", False, True)
+@example(
+    "organ = 'o''hare' AND concat(organ, x0) LIKE '%r1%' AND ((CAST(organ AS INTEGER) > 5 AND y0 = 1) OR x0 < 10)",
+    False,
+    False,
+)
 def test_taken_apart_or_not_the_rows_are_the_same(text, contiguous, homeless):
     both, connection = prepared(contiguous, homeless)
     expected = whole(connection, 400, text)
